@@ -53,6 +53,8 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
     {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
 )
 """Activations that multiply two projections of the input."""
+GateActivation = Literal["silu", "gelu"]
+"""Activations of the gate of retention."""
 EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
@@ -89,6 +91,9 @@ Strategy = Literal[
 ]
 Divergence = Literal["forward_kl", "reverse_kl", "js", "tv"]
 LayerMatch = Literal["supervise", "copy", "even"]
+Projection = Literal["none", "learned"]
+HIDDEN_PROJECTION = "hidden_projection"
+"""Module of a student in training that is no part of the trained model."""
 
 # Search.
 LengthPenaltyForm = Literal["fairseq", "gnmt"]

@@ -6,7 +6,8 @@
 PYTHON has fairseq (`benchmarks/fairseq_venv.py`), and BIN is a folder of fairseq-preprocess with a
 split `test`. For each variant of the model, fairseq makes a checkpoint with random weights, and
 both sides score the first sentences of that split, in float64. `--fork` is a checkout of
-VarunGumma's fairseq at acd1aa71, for its variants. `--run` is a trained checkpoint, whose
+VarunGumma's fairseq at acd1aa71, `--with-adapters` one at 64270562 and `--newest` one at f6cd0f72,
+for the variants that each of them has. `--run` is a trained checkpoint, whose
 translations of the split by `fairseq-generate` and by `ds-seq generate` are compared, too.
 """
 
@@ -51,6 +52,8 @@ VARIANTS: Mapping[str, str] = {
     "learned": f"{_PRE} {_LEARNED} --layernorm-embedding",
     "none": "--activation-fn gelu_accurate --no-token-positional-embeddings",
     "old": f"--old {_PRE} --share-all-embeddings",
+    "languages": "--task translation_multi_simple_epoch --lang-pairs en-de,de-en --langs en,de "
+    "--encoder-langtok src --decoder-langtok --share-all-embeddings",
 }
 OF_FORK: Mapping[str, str] = {
     "stacked": "--encoder-recurrent-stacking 3 --decoder-recurrent-stacking 4",
@@ -61,7 +64,26 @@ OF_FORK: Mapping[str, str] = {
     "swiglu_rms": f"--activation-fn swiglu --replace-layernorm-with-rmsnorm {_PRE}",
     "rms_embeddings": "--replace-layernorm-with-rmsnorm --layernorm-embedding",
 }
-RECORDED = ("post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized")
+_POOLS = " ".join(
+    f"--{stack}-add-adapters --{stack}-adapter-ids hi,as --{stack}-train-adapter hi "
+    f"--{stack}-adapter-reduction-factor 2"
+    for stack in ("encoder", "decoder")
+)
+WITH_ADAPTERS: Mapping[str, str] = {
+    "adapters": f"{_PRE} {_POOLS}",
+    "gated_adapters": f"{_POOLS} --encoder-adapter-use-gating --decoder-adapter-use-gating "
+    "--adapter-activation-fn gelu",
+}
+OF_NEWEST: Mapping[str, str] = {
+    "alibi": f'{_PRE} --no-token-positional-embeddings --alibi-args {{"type":"symmetrical"}}',
+    "fused": "--float32 --attn-implementation fast_fused",
+    "later_gate_rms": f"{_PRE} --float32 --attn-implementation fast --activation-fn silu "
+    "--encoder-use-rmsnorm --decoder-use-rmsnorm --encoder-use-glu --decoder-use-glu",
+}
+RECORDED = (
+    "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized",
+    "gated_adapters", "alibi", "fused", "languages",
+)  # fmt: skip
 _SENTENCES = 20
 
 
@@ -90,7 +112,10 @@ class Sides:
         """Return the largest difference of a logit of each variant."""
         source, target = self._languages
         tiny = _TINY.format(width=self._width)
-        flags = {n: f"{tiny} -s {source} -t {target} {f}" for n, f in variants.items()}
+        pair = f"-s {source} -t {target}"  # which a training with several pairs does not accept
+        flags = {
+            n: f"{tiny} {'' if '--lang-pairs' in f else pair} {f}" for n, f in variants.items()
+        }
         listed = self._folder / "variants.json"
         listed.write_text(json.dumps(flags), encoding="utf-8")
         script = HERE / "fairseq_import_side.py"
@@ -118,6 +143,7 @@ class Sides:
         first, second = (self._data / f"dict.{code}.txt" for code in self._languages)
         words = ["import", "fairseq", str(checkpoint), "--dict", str(first)]
         words += ["--target-dict", str(second), "--out", str(run), *more]
+        words += ["--source-lang", self._languages[0], "--target-lang", self._languages[1]]
         if cli.main(words) != 0:
             raise SystemExit(f"ds-seq {' '.join(words)} failed")
         return run
@@ -149,7 +175,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--python", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--languages", nargs=2, default=("en", "de"))
-    parser.add_argument("--fork", type=Path)
+    for name in ("--fork", "--with-adapters", "--newest"):
+        parser.add_argument(name, type=Path)
     parser.add_argument("--run", type=Path, action="append", default=[])
     parser.add_argument("--only-runs", action="store_true", help="compare translations only")
     parser.add_argument("--record", type=Path, help="write the data of the tests into this .tar.xz")
@@ -159,8 +186,14 @@ def main(argv: Sequence[str]) -> int:
         languages = (options.languages[0], options.languages[1])
         sides = Sides(options.python, options.data, languages, Path(name), is_recording)
         found = {} if options.only_runs else sides.differences(VARIANTS, None)
-        if options.fork is not None:
-            found |= sides.differences(OF_FORK, options.fork)
+        of_forks = (
+            (OF_FORK, options.fork),
+            (WITH_ADAPTERS, options.with_adapters),
+            (OF_NEWEST, options.newest),
+        )
+        for variants, fork in of_forks:
+            if fork is not None:
+                found |= sides.differences(variants, fork)
         for title, difference in found.items():
             print(f"{title:20} {difference:.1e}", flush=True)
         if is_recording:

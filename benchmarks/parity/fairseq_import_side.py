@@ -5,7 +5,9 @@
 
 For each variant, a name and flags, it writes OUT/NAME.pt as fairseq's trainer writes it, and
 OUT/NAME.logits.pt: the logits of every next token of the pairs of ids, in float64, of the model
-that fairseq itself loads from that file.
+that fairseq itself loads from that file. Flags of ours: `--old` writes the file as before 0.10.2,
+and `--float32` computes in that precision, because some masks of VarunGumma/fairseq are not
+numbers in float64.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils, options, tasks
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+if not torch.cuda.is_available():  # a module of VarunGumma/fairseq asks for it when it is imported
+    torch.cuda.get_device_name = lambda *_: "none"  # type: ignore[assignment]
+
+from fairseq import checkpoint_utils, options, tasks  # noqa: E402
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 
 
 def main(data: str, pairs: str, variants: str, out: str) -> None:
@@ -25,8 +31,10 @@ def main(data: str, pairs: str, variants: str, out: str) -> None:
     sentences = json.loads(Path(pairs).read_text(encoding="utf-8"))
     for name, flags in json.loads(Path(variants).read_text(encoding="utf-8")).items():
         path = f"{out}/{name}.pt"
-        make(data, path, flags.split())
-        torch.save(logits(path, data, sentences), f"{out}/{name}.logits.pt")
+        words = flags.split()
+        make(data, path, [word for word in words if word != "--float32"])
+        dtype = torch.float32 if "--float32" in words else torch.float64
+        torch.save(logits(path, data, sentences, dtype), f"{out}/{name}.logits.pt")
 
 
 def make(data: str, out: str, flags: list[str]) -> None:
@@ -67,12 +75,14 @@ def make(data: str, out: str, flags: list[str]) -> None:
     checkpoint_utils.torch_persistent_save(content, out)
 
 
-def logits(checkpoint: str, data: str, sentences: list[Any]) -> list[torch.Tensor]:
+def logits(
+    checkpoint: str, data: str, sentences: list[Any], dtype: torch.dtype
+) -> list[torch.Tensor]:
     """Return the logits of pairs of ids."""
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
         [checkpoint], arg_overrides={"data": data}
     )
-    model = models[0].double().eval()
+    model = models[0].to(dtype).eval()
     with torch.no_grad():
         return [
             model(torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([target]))[0][0]

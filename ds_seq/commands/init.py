@@ -2,6 +2,7 @@
 
 ds-seq init --source train.en --target train.de > my.yaml
 ds-seq init --data opus.tsv.zst --source-lang en --target-lang fr > my.yaml
+ds-seq init --source train.en --target train.de --from-model runs/nllb --freeze encoder > my.yaml
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from ds_seq.commands.arguments.init import build_parser
+from ds_seq.commands.init_from import Base, Text, fine_tuning, generation_lines, read_base
 from ds_seq.config.load import read_experiment
 from ds_seq.config.raw_text import plain_name, raw_texts
 from ds_seq.config.text_files import RawConfig
@@ -94,7 +96,13 @@ def main(argv: Sequence[str]) -> int:
     texts = _texts(raw, languages)
     for split in ("valid", "test"):
         count_pairs(texts[split])
-    text = _experiment(args, languages, raw, texts)
+    if args.from_model is None and args.freeze:
+        raise UserError("--freeze: is for --from-model; without it nothing is trained yet")
+    base = None if args.from_model is None else read_base(args.from_model)
+    if base is None:
+        text = _experiment(args, languages, raw, texts)
+    else:
+        text = _fine_tuning(args, base, languages, raw, texts)
     read_experiment(_parsed(text))  # the file is accepted as it stands
     print(text, end="")
     return 0
@@ -193,9 +201,10 @@ def _languages(args: argparse.Namespace, raw: dict[str, list[dict[str, Any]]]) -
         if given is None and suffix in ("txt", "tsv", "tmx", "xml"):
             raise UserError(f"{path}: add --{side}-lang CODE, such as --{side}-lang en")
         codes.append(suffix if given is None else given)
-    if codes[0] == codes[1]:
+    if codes[0] == codes[1] and None in (args.source_lang, args.target_lang):
         raise UserError(
-            f"both languages are {codes[0]!r}; add --source-lang and --target-lang with two names"
+            f"both languages are {codes[0]!r}; add --source-lang and --target-lang (the same code "
+            "twice for summarization)"
         )
     return codes[0], codes[1]
 
@@ -258,8 +267,7 @@ def _experiment(
             f"  dir: {_text(f'data/{name}')}", "`ds-seq prepare` writes vocabulary and shards here"
         ),
         *_raw_lines(raw),
-        _line("  max_source_length: 128", "in subwords; longer pairs are not trained on"),
-        "  max_target_length: 128",
+        *_lengths(languages),
         "  vocab:",
         _line(f"    size: {size}", "subwords, of both languages together"),
         "    model_type: bpe",
@@ -284,6 +292,35 @@ def _experiment(
         *_validation(bool(texts["valid"]), every),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lengths(languages: tuple[str, str]) -> list[str]:
+    if languages[0] != languages[1]:
+        longest = _line("  max_source_length: 128", "in subwords; longer pairs are not trained on")
+        return [longest, "  max_target_length: 128"]
+    return [  # summarization
+        _line("  max_source_length: 512", "in subwords"),
+        "  max_target_length: 128",
+        _line("  long_pairs: truncate_source", "longer sources are cut, not left out"),
+        _line("  clean: {preset: summarization}", "no limits of length and ratio"),
+    ]
+
+
+def _fine_tuning(
+    args: argparse.Namespace,
+    base: Base,
+    languages: tuple[str, str],
+    raw: dict[str, list[dict[str, Any]]],
+    texts: dict[str, list[PairPath]],
+) -> str:
+    if args.experts:
+        raise UserError("--experts: the model is that of --from-model; set model.moe in the file")
+    corpus = _survey(texts["train"])
+    name = args.name or f"{base.folder.name}-{'-'.join(languages)}"
+    text = Text(corpus.pairs, corpus.tokens, args.freeze)
+    lines = fine_tuning(base, name, languages, _raw_lines(raw), text)
+    lines += _validation(bool(texts["valid"]), max(50, corpus.tokens // 4096 // 4))
+    return "\n".join([*lines, *generation_lines(base)]) + "\n"
 
 
 def _line(setting: str, comment: str) -> str:

@@ -12,16 +12,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ds_seq import distributed
 from ds_seq.commands.arguments.pseudo_label import build_parser
 from ds_seq.commands.options import check_expert_parallel, chosen_device, search_settings
+from ds_seq.config.load import load_experiment
+from ds_seq.config.outside import TOKENIZING
+from ds_seq.data.open import open_shards
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import SOURCE
 from ds_seq.distill.assembly import Summary
 from ds_seq.distill.corpora import source_tags
 from ds_seq.distill.filters import Filters, Similarity
 from ds_seq.distill.pseudo_labels import Labeling, begin, decode, finish
+from ds_seq.distill.vocabularies import Retokenized
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
@@ -31,7 +36,9 @@ from ds_seq.runs.card import StoredRun
 from ds_seq.runs.data import open_for_model, untagged_warning
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import default_dtype, open_run
+from ds_seq.text.build import load_tokenizers
 from ds_seq.text.round_trip import rewriting
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,7 +83,7 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
     run = open_run(args.run, args.checkpoint)
     settings = search_settings(run.card, args)
     check_n_best(args.n_best, settings)
-    reader = open_for_model(args.data, args.split, args.run, run)
+    reader, student = _open_data(args, run)
     least = {name: vars(args)[f"min_{name}"] for name in FILTER_METRICS}
     filters = Filters(
         args.min_score,
@@ -85,9 +92,18 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         args.best_metric,
     )
     Similarity(filters.metrics, reader.manifest.languages[1])  # raises if a package is missing
-    tags = source_tags(reader, run.card)
+    retokenized = None
+    if student is not None:
+        pieces = list(run.card.source_tags.values())
+        retokenized = Retokenized(reader, run.tokenizers, student.tokenizers, pieces)
+    known = None if retokenized is None else retokenized.shared_tags
+    tags = source_tags(reader, run.card, known)
     if world.is_first:
-        _warn(run, reader, filters, not tags)
+        target = run.tokenizers.target if student is None else student.tokenizers.target
+        _warn(target, filters)
+        untagged = None if tags or student else untagged_warning(reader, run.card)
+        if untagged is not None:
+            print(f"ds-seq: warning: {untagged}", file=sys.stderr)
     return Labeling(
         teacher=args.run,
         run=run,
@@ -102,21 +118,54 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         dtype=args.dtype or default_dtype(run.card, device),
         expert_parallel=args.expert_parallel,
         tags=tags,
+        retokenized=retokenized,
+        joint_vocab=run.card.joint_vocab if student is None else student.is_joint,
     )
 
 
-def _warn(run: StoredRun, reader: ShardReader, filters: Filters, is_untagged: bool) -> None:
-    """Warn about references that are not what the text says, and sources without a tag."""
-    rule = rewriting(run.tokenizers.target)
+class _Student(NamedTuple):
+    """What the student's experiment says about its vocabulary."""
+
+    tokenizers: Tokenizers
+    is_joint: bool
+
+
+def _open_data(args: argparse.Namespace, run: StoredRun) -> tuple[ShardReader, _Student | None]:
+    """Open the shards, and their vocabulary if it is not the teacher's."""
+    found = open_shards(args.data, args.split).vocab_hash
+    if found == run.tokenizers.fingerprint:
+        return open_for_model(args.data, args.split, args.run, run), None
+    if args.student is None:
+        raise UserError(
+            f"--data {args.data}: was made with vocabulary {found[:12]}, the teacher {args.run} "
+            f"has {run.tokenizers.fingerprint[:12]}; add --student EXPERIMENT, the experiment that "
+            "the data were prepared for, and the labels are written with its vocabulary"
+        )
+    data = load_experiment(args.student, runs=TOKENIZING).data
+    tokenizers = load_tokenizers(data, args.data)
+    if tokenizers.fingerprint != found:
+        raise UserError(
+            f"--student {args.student}: describes vocabulary {tokenizers.fingerprint[:12]}, the "
+            f"shards in {args.data} have {found[:12]}; give the experiment they were prepared for"
+        )
+    reader = open_shards(args.data, args.split, found)
+    if not run.card.can_read(reader.manifest.languages):
+        raise UserError(
+            f"{args.run}: translates {run.card.source_lang} -> {run.card.target_lang}, but "
+            f"{args.data} holds {' -> '.join(reader.manifest.languages)}"
+        )
+    return reader, _Student(tokenizers, data.vocab.joint)
+
+
+def _warn(target: Tokenizer, filters: Filters) -> None:
+    """Warn about references that are not what the text says."""
+    rule = rewriting(target)
     if filters.metrics and rule is not None:
         print(
             f"ds-seq: warning: {', '.join(filters.metrics)}: hypotheses are compared with the "
             f"references as the vocabulary rewrites them, by {rule}",
             file=sys.stderr,
         )
-    untagged = untagged_warning(reader, run.card) if is_untagged else None
-    if untagged is not None:
-        print(f"ds-seq: warning: {untagged}", file=sys.stderr)
 
 
 def _report(job: Labeling, out: Path, summary: Summary) -> str:

@@ -64,6 +64,8 @@ _RULES: dict[str, str] = {
     "model": _MODEL,
     "model.preset": HARMLESS,
     "model.activation_checkpointing": HARMLESS,
+    "model.encoder_mixer.chunk_size": HARMLESS,
+    "model.decoder_mixer.chunk_size": HARMLESS,
     **dict.fromkeys(
         (
             "model.dropout",

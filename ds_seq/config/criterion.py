@@ -24,6 +24,7 @@ from ds_seq.names import (
     Divergence,
     LayerMatch,
     Precision,
+    Projection,
     Smoothing,
     Stack,
     Strategy,
@@ -48,6 +49,12 @@ class CrossEntropyConfig(Config):
     smoothing: Smoothing = Field(
         default="fairseq",
         description="Tokens that share this mass: all others (`fairseq`) or all (`torch`).",
+    )
+    r_drop: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
+        default=0.0,
+        description="Weight of the divergence between two passes of each batch with different "
+        "dropout (R-Drop, arXiv:2106.14448; 5 there for translation); 0: one pass. Training takes "
+        "about twice the time per batch.",
     )
 
 
@@ -81,6 +88,19 @@ class HiddenConfig(_MatchConfig):
         default=False,
         description="Normalize each hidden state to mean 0 and variance 1 before the comparison.",
     )
+    projection: Projection = Field(
+        default="none",
+        description="`learned` maps the student's hidden states to the teacher's width, by one "
+        "trained matrix per stack, as a student of another width requires; not part of the model.",
+    )
+
+    @model_validator(mode="after")
+    def _check_projection(self) -> HiddenConfig:
+        if self.projection != "none" and not self.weight:
+            raise FieldErrors(
+                [("projection", "is not trained if the weight of the term is 0; set weight")]
+            )
+        return self
 
 
 class AttentionConfig(_MatchConfig):

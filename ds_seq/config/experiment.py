@@ -12,6 +12,7 @@ from ds_seq.config.base import Config, FieldErrors, all_defaults
 from ds_seq.config.criterion import (
     BaseCriterionConfig,
     CriterionConfig,
+    CrossEntropyConfig,
     DistillationConfig,
     ModelAndBaseConfig,
 )
@@ -30,7 +31,7 @@ from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
 from ds_seq.errors import UserError
-from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
+from ds_seq.names import ADAPTERS, BASE, LOSS, STACKS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
@@ -82,6 +83,12 @@ class ExperimentConfig(Config):
         """The base criterion if it is distillation, else None."""
         _, criterion = self.base_criterion
         return criterion if isinstance(criterion, DistillationConfig) else None
+
+    @property
+    def num_passes(self) -> int:
+        """How often the model reads each batch in training."""
+        _, criterion = self.base_criterion
+        return 2 if isinstance(criterion, CrossEntropyConfig) and criterion.r_drop else 1
 
     @property
     def routes_by_language(self) -> bool:
@@ -255,6 +262,11 @@ class ExperimentConfig(Config):
                             f"(model.{stack}_layers times model.{stack}_repeats)",
                         )
                     )
+        kinds = () if criterion.attention is None else criterion.attention.kinds
+        for stack in STACKS:
+            if stack in kinds and self.model.retention_of(stack) is not None:
+                message = f"{stack} has no attention maps, as model.{stack}_mixer is retention"
+                errors.append((f"{where}.attention.kinds", message))
         return errors
 
     def _weight_errors(self) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 Counted as in PaLM (Chowdhery et al. 2022, appendix B): 2 per weight and token forward, twice that
 backward, and products of queries, keys and values in full, masked ones included. What is computed a
 second time (activation checkpointing) and padding do not count. Of experts, those that a token
-chooses count.
+chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.names import ATTENTION_KINDS, GATED_ACTIVATIONS, AttentionKind, Stack
@@ -48,17 +49,18 @@ class LengthSums(NamedTuple):
     product: float
 
 
-def training_flops(model: object, vocab_size: int) -> TrainingFlops | None:
+def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> TrainingFlops | None:
     """Return the operations of forward and backward of a model; None for one from outside ds_seq.
 
     Args:
         model: the `model` section.
         vocab_size: size of the vocabulary of the target.
+        num_passes: how often the model reads each batch.
     """
     forward = forward_flops(model, vocab_size)
     if forward is None:
         return None
-    return TrainingFlops(*(_FORWARD_AND_BACKWARD * each for each in forward))
+    return TrainingFlops(*(num_passes * _FORWARD_AND_BACKWARD * each for each in forward))
 
 
 def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
@@ -73,6 +75,13 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     d, head = model.d_model, model.head_width(model.d_model)
     own = {stack: _per_token(model, stack) for stack in model.stacks}
     heads = {kind: _heads(model, kind) for kind in ATTENTION_KINDS}
+    pairs = {kind: 2 * 2 * head * heads[kind] for kind in ATTENTION_KINDS}
+    for stack in model.stacks:
+        retention = model.retention_of(stack)
+        if retention is not None:
+            states, pair = _retained(model, retention, causal=stack == "decoder")
+            own[stack] += model.calls_of(stack) * states
+            pairs[stack] = model.calls_of(stack) * pair
     sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
     moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
     moved += model.calls_of("decoder") * _changes_of_source(model)
@@ -80,14 +89,29 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     output = vocab_size * d
     if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
-    pair = 2 * 2 * head  # of a head: queries with keys, and attention with values
     return TrainingFlops(
         2 * (own["encoder"] + factor + moved),
         2 * (own["decoder"] + factor + output - moved),
-        heads["encoder"] * pair,
-        heads["decoder"] * pair,
-        heads["cross"] * pair,
+        pairs["encoder"],
+        pairs["decoder"],
+        pairs["cross"],
     )
+
+
+def _retained(
+    model: TransformerConfig, retention: RetentionConfig, causal: bool
+) -> tuple[int, int]:
+    """Return half the operations of a retention per token, and its operations per pair of tokens.
+
+    Computed at once, it has products per pair, as attention has; in chunks, products with the
+    tokens of a chunk and with the sums over the chunks before, in an encoder also over those after.
+    """
+    values = retention.values(model.d_model)
+    pair = model.d_model + values
+    if retention.chunk_size is None:
+        return 0, 2 * pair
+    states = 2 * model.d_model * values // retention.heads(model.num_heads)
+    return retention.chunk_size * pair + states * (1 if causal else 2), 0
 
 
 def _heads(model: TransformerConfig, kind: AttentionKind) -> int:

@@ -6,7 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ds_seq.config.base import PLUGIN, Config, FieldErrors, NonNegativeInt
 from ds_seq.names import (
@@ -41,6 +47,9 @@ _Coverage = Annotated[float, Field(gt=0.0, le=1.0)]
 _ModelType = Literal["unigram", "bpe"]
 
 
+AddedSymbol = Annotated[str, StringConstraints(pattern=r"^\S+$")]
+
+
 class FairseqDictConfig(Config):
     """Files of a vocabulary that was made for fairseq."""
 
@@ -62,6 +71,18 @@ class FairseqDictConfig(Config):
         default=False,
         description="Whether text is tokenized before, and detokenized after, by the rules of "
         "Moses for the language of its side; needs the package sacremoses.",
+    )
+    added_symbols: list[AddedSymbol] = Field(
+        default=[],
+        description="Symbols after those of the file, such as the languages `__en__` of a "
+        "multilingual model.",
+    )
+    source_opening: AddedSymbol | None = Field(
+        default=None, description="Symbol in front of every source, such as `__en__`."
+    )
+    target_opening: AddedSymbol | None = Field(
+        default=None,
+        description="Symbol in front of every target, which a search forces, such as `__de__`.",
     )
 
     @property

@@ -40,6 +40,10 @@ __all__ = [
 def _cross_entropy(
     config: CrossEntropyConfig, teacher: Teacher | None, tags: Collection[int]
 ) -> Criterion:
+    if config.r_drop:
+        from ds_seq.criterions.r_drop import RDrop  # only where it is used
+
+        return RDrop(config.r_drop, config.label_smoothing, config.smoothing)
     return CrossEntropy(config.label_smoothing, config.smoothing)
 
 

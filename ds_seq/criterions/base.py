@@ -47,11 +47,14 @@ class Criterion(ABC):
         training: False during validation, which must not change the state of a criterion.
         capture: what the model's output must contain in addition to logits and router losses.
         is_collective: whether ranks compute a loss together, because they share a teacher.
+        num_passes: how often the model reads a batch in training, with other dropout each time. The
+            rows of the logits are those of the first pass, then those of the second, and so on.
     """
 
     training: bool = True
     capture: Capture = "none"
     is_collective: bool = False
+    num_passes: int = 1
 
     @abstractmethod
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:

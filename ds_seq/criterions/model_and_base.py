@@ -40,7 +40,7 @@ class ModelAndBase(Criterion):
                 f"criterion.loss_weights: unknown loss {', '.join(map(repr, unknown))}; "
                 f"known: {', '.join(known)}"
             )
-        self.base, self.capture = base, base.capture
+        self.base, self.capture, self.num_passes = base, base.capture, base.num_passes
         self.weights = {name: float(weights.get(name, 1.0) or 0.0) for name in known}
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:

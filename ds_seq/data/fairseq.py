@@ -51,6 +51,11 @@ def open_fairseq(
         UserError: a file is missing or damaged, or the dictionaries do not match the vocabulary.
     """
     assert vocab_hash == tokenizers.fingerprint
+    if any(tokenizer.symbols.opening for tokenizer in tokenizers):
+        raise UserError(
+            "data.source: fairseq's files have no symbols of languages in front, which this "
+            "vocabulary needs; train on text (data.raw)"
+        )
     return FairseqSource([Path(name) for name in folders], split, languages, tokenizers)
 
 

@@ -1,4 +1,4 @@
-"""Parts of a batch that has been made: its halves, and the empty batch of its kind.
+"""What is made of a finished batch: its halves, copies of it, the empty batch of its kind.
 
 Shapes: see `ds_seq.data.batch`.
 """
@@ -10,6 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs, TopTokens
+from ds_seq.errors import UserError
 
 
 def can_split(batch: Batch) -> bool:
@@ -23,6 +24,38 @@ def padded_tokens(batch: Batch) -> int:
     if isinstance(batch.inputs, Seq2SeqInputs):
         length = max(length, batch.inputs.source.shape[1])
     return int(rows * length)
+
+
+def repeated(batch: Batch, times: int) -> Batch:
+    """Return the batch with all its sentences, then all of them again, `times` times in all.
+
+    Raises:
+        UserError: the batch is of a task with inputs of its own.
+    """
+    if not isinstance(batch.inputs, Seq2SeqInputs):
+        raise UserError(
+            f"this criterion lets the model read each batch {times} times, which only batches with "
+            "the inputs of an encoder-decoder support; use another criterion"
+        )
+    inputs = batch.inputs
+    num_sources, teacher = inputs.num_sources, batch.teacher
+    mask = batch.mask.repeat(times, 1)
+    return Batch(
+        indices=batch.indices.repeat(times),
+        inputs=Seq2SeqInputs(
+            inputs.source.repeat(times, 1),
+            inputs.source_mask.repeat(times, 1),
+            inputs.target.repeat(times, 1),
+            mask,
+            inputs.num_targets * times,
+            None if num_sources is None else num_sources * times,
+        ),
+        labels=batch.labels.repeat(times, 1),
+        mask=mask,
+        num_tokens=batch.num_tokens * times,
+        num_sentences=batch.num_sentences * times,
+        teacher=None if teacher is None else TopTokens(*(t.repeat(times, 1) for t in teacher)),
+    )
 
 
 def halves(batch: Batch[Seq2SeqInputs]) -> list[Batch[Seq2SeqInputs]]:

@@ -37,7 +37,13 @@ def build_teacher(
     elif hidden is not None:
         capture = "hidden"
     if student is not None:
-        student = replace(student, hidden=hidden, attention=attention)
+        student = replace(
+            student,
+            hidden=hidden,
+            attention=attention,
+            projects=config.hidden is not None and config.hidden.projection != "none",
+            attention_kinds=[] if config.attention is None else config.attention.kinds,
+        )
     loading = Loading(
         config.checkpoint,
         config.teacher_precision,

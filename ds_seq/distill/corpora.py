@@ -7,7 +7,7 @@ original pairs, labels of a split without names have none either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -107,7 +107,9 @@ class CorpusMarks:
         return [name for number, name in enumerate(names) if number not in self.begun]
 
 
-def source_tags(reader: ShardReader, card: ModelCard) -> Mapping[range, int]:
+def source_tags(
+    reader: ShardReader, card: ModelCard, known: Collection[int] | None = None
+) -> Mapping[range, int]:
     """Return the tag that a teacher needs before the sources of each corpus that has none.
 
     These are the tags that the training of the teacher has added, by the target language.
@@ -115,6 +117,7 @@ def source_tags(reader: ShardReader, card: ModelCard) -> Mapping[range, int]:
     Args:
         reader: the split.
         card: card of the teacher.
+        known: ids of its tags in the vocabulary of the split; None: it is that of the teacher.
 
     Returns:
         Ids of tags by rows of the split.
@@ -122,11 +125,12 @@ def source_tags(reader: ShardReader, card: ModelCard) -> Mapping[range, int]:
     manifest = reader.manifest
     whole = CorpusRecord(PSEUDO, 0, manifest.pairs, manifest.languages)
     tags: dict[range, int] = {}
+    tag_ids = card.source_tags if known is None else known
     for corpus in manifest.corpora or (whole,):
         tag = card.tags_by_language.get(corpus.languages[1])
         if tag is None:
             continue
-        untagged, size = untagged_rows(reader, card.source_tags, corpus.rows)
+        untagged, size = untagged_rows(reader, tag_ids, corpus.rows)
         if len(untagged) == size:
             (tags[corpus.rows],) = card.tokenizers.source.encode(tag)
     return tags

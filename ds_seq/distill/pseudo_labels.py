@@ -3,7 +3,8 @@
 Kim and Rush, 2016, "Sequence-Level Knowledge Distillation", https://arxiv.org/abs/1606.07947;
 Shleifer and Rush, 2020, "Pre-trained Summarization Distillation", https://arxiv.org/abs/2010.13002.
 
-The search reads and writes token ids, so no text is encoded again. Batches are made from the whole
+The search reads and writes token ids, so no text is encoded again, unless the student has another
+vocabulary (`ds_seq.distill.vocabularies`). Batches are made from the whole
 split and then distributed over the ranks, so that their content, and every digit of the result, is
 the same for any number of ranks. Finished batches are recorded in a journal: after an interruption
 the same command resumes with the others.
@@ -12,7 +13,7 @@ the same command resumes with the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from ds_seq.data.source import SOURCE
 from ds_seq.distill.assembly import Sources, Summary, assemble, copy_rest, workers_for
 from ds_seq.distill.filters import Filters
 from ds_seq.distill.journal import JournalWriter
+from ds_seq.distill.vocabularies import Retokenized
 from ds_seq.distill.work_folder import Settings, WorkFolder, data_fingerprint
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
@@ -37,6 +39,8 @@ from ds_seq.generation.translate import cut_batches, search_batches
 from ds_seq.generation.workers import default_workers
 from ds_seq.runs.card import StoredRun
 from ds_seq.runs.open import load_packed, weights_fingerprint
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.text.tokenizer import Tokenizers
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Labeling:
         dtype: name of the teacher's number format.
         expert_parallel: number of ranks that share the teacher's experts.
         tags: ids of tags that the teacher reads before sources, by their rows.
+        retokenized: the text of the shards in the teacher's ids; None: they have its vocabulary.
+        joint_vocab: whether source and target of the shards share a vocabulary.
     """
 
     teacher: str
@@ -72,18 +78,28 @@ class Labeling:
     dtype: str
     expert_parallel: int
     tags: Mapping[range, int] = field(default_factory=dict)
+    retokenized: Retokenized | None = None
+    joint_vocab: bool = True
+
+    @property
+    def tokenizers(self) -> Tokenizers:
+        """Tokenizers of the shards."""
+        return self.run.tokenizers if self.retokenized is None else self.retokenized.student
 
     @property
     def lengths(self) -> NDArray[np.integer]:
         """Lengths (N,) of the sources as the teacher reads them."""
-        lengths = self.reader.lengths[:, SOURCE].astype(np.int64)
+        text = self.retokenized
+        own = self.reader.lengths[:, SOURCE] if text is None else text.lengths
+        lengths = own.astype(np.int64)
         for rows in self.tags:
             lengths[rows.start : rows.stop] += 1
         return np.minimum(lengths, self._longest) if self._cuts else lengths
 
     def source(self, row: int) -> list[int]:
         """Return the ids of a source as the teacher reads it."""
-        text: list[int] = self.reader[row][0].tolist()
+        other = self.retokenized
+        text = self.reader[row][0].tolist() if other is None else other.source(row)
         ids = [*(tag for rows, tag in self.tags.items() if row in rows), *text]
         is_cut = self._cuts and len(ids) > self._longest
         return [*ids[: self._longest - 1], ids[-1]] if is_cut else ids
@@ -102,6 +118,11 @@ class Labeling:
         """Mask (N,) of sources that are neither empty nor too long."""
         has_text = self.reader.lengths[:, SOURCE] > 1
         return has_text & (self.lengths <= self._longest)
+
+    def labels(self, results: Sequence[Sequence[Hypothesis]]) -> Sequence[Sequence[Hypothesis]]:
+        """Return the hypotheses of some sentences in the ids of the shards."""
+        text = self.retokenized
+        return results if text is None else [[*map(text.label, beam)] for beam in results]
 
     @property
     def num_usable(self) -> int:
@@ -123,6 +144,7 @@ def begin(job: Labeling, work: WorkFolder) -> NDArray[np.int64]:
         "dtype": job.dtype,
         "n-best": job.num_best,
         **(_tag_settings(job.tags)),
+        **({} if job.retokenized is None else {"vocabulary": job.tokenizers.fingerprint}),
         **{name.replace("_", "-"): value for name, value in search.items()},
     }
     paths = {"checkpoint": job.run.source, "data": job.data}
@@ -166,7 +188,7 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
         # by path: "best" may have changed if the teacher is still being trained
         checkpoint = job.run.checkpoint
         run = load_packed(job.teacher, checkpoint, job.dtype, job.device, job.expert_parallel)
-        writer = JournalWriter(work.journal(world.rank), run.tokenizers.target.symbols.eos)
+        writer = JournalWriter(work.journal(world.rank), job.tokenizers.target.symbols.eos)
     any_rank = distributed.any_rank if job.expert_parallel > 1 else None
     started = time.monotonic()
     bar = Progress("pseudo-label", sum(map(len, share)), "sentences") if world.is_first else None
@@ -181,7 +203,7 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
             default_workers(job.device),
         )
         for number, (batch, hypotheses) in enumerate(searched, 1):
-            writer.append(batch, hypotheses)
+            writer.append(batch, job.labels(hypotheses))
             finished("translation", number)
             if bar is not None:
                 bar(len(batch))
@@ -191,8 +213,8 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
 
 def finish(job: Labeling, work: WorkFolder, out: Path) -> Summary:
     """Write the new data folder `out` from the results of all ranks; remove the work folder."""
-    copy_rest(job.data, out, job.split, job.run.tokenizers, job.run.card.joint_vocab)
-    sources = Sources(job.reader, work.journals(), job.run.tokenizers, job.teacher)
+    copy_rest(job.data, out, job.split, job.tokenizers, job.joint_vocab)
+    sources = Sources(job.reader, work.journals(), job.tokenizers, job.teacher)
     most = job.num_usable * job.num_best
     with Progress("writing shards", most, "hypotheses") as progress:
         summary = assemble(

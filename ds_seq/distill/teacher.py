@@ -22,7 +22,7 @@ from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
-from ds_seq.names import Capture, Precision
+from ds_seq.names import STACKS, AttentionKind, Capture, Precision
 from ds_seq.runs.card import LoadedRun, StoredRun
 from ds_seq.runs.open import DTYPES, default_dtype, load_run, open_run
 
@@ -40,6 +40,8 @@ class Student:
         languages: language codes of source and target.
         hidden: teacher layers whose hidden states the student imitates, or None.
         attention: teacher layers whose attention maps the student imitates, or None.
+        projects: whether hidden states are mapped to the width of the teacher.
+        attention_kinds: kinds of the attention maps that it imitates.
     """
 
     model: ModelConfig
@@ -47,6 +49,8 @@ class Student:
     languages: tuple[str, str]
     hidden: MatchedLayers | None = None
     attention: MatchedLayers | None = None
+    projects: bool = False
+    attention_kinds: Sequence[AttentionKind] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,11 @@ class LiveTeacher:
     def describe(self) -> str:
         """Return a one-line description."""
         return self._description
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states of the first model."""
+        return self.runs[0].model_config.d_model
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
@@ -231,8 +240,9 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
     """Check that the teacher has the data's vocabulary and that its experts can be spread."""
     if (fingerprint := run.tokenizers.fingerprint) != vocab_hash:
         raise UserError(
-            f"teacher {name}: has vocabulary {fingerprint[:12]}, the data {vocab_hash[:12]}; "
-            "teacher and student need the same one"
+            f"teacher {name}: has vocabulary {fingerprint[:12]}, the data {vocab_hash[:12]}; words "
+            "can only be distilled with one vocabulary. A student with another one can learn from "
+            "translations of the teacher: ds-seq pseudo-label TEACHER --student EXPERIMENT"
         )
     world_size, model = distributed.world_size(), run.model_config
     if world_size % expert_parallel:
@@ -263,11 +273,23 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
             f"student is to learn {' -> '.join(student.languages)}"
         )
     teacher = run.model_config
-    if student.hidden is not None and teacher.d_model != student.model.d_model:
+    widths = (teacher.d_model, student.model.d_model)
+    if student.hidden is not None and widths[0] != widths[1] and not student.projects:
         raise UserError(
-            f"teacher {name}: has d_model {teacher.d_model}, the student {student.model.d_model}; "
-            "hidden states can only be compared at one width, so leave `hidden` out"
+            f"teacher {name}: has d_model {widths[0]}, the student {widths[1]}; hidden states can "
+            "only be compared at one width: set hidden.projection to learned, or leave `hidden` out"
         )
+    _check_layers(name, teacher, student)
+
+
+def _check_layers(name: str, teacher: ModelConfig, student: Student) -> None:
+    """Check that the teacher has the layers and the attention maps to imitate."""
+    for stack in STACKS:
+        if stack in student.attention_kinds and teacher.retention_of(stack) is not None:
+            raise UserError(
+                f"teacher {name}: its {stack} has retention, so there are no attention maps to "
+                f"imitate; take {stack} out of criterion.attention.kinds"
+            )
     for label, matched in (("hidden", student.hidden), ("attention", student.attention)):
         if matched is None:
             continue

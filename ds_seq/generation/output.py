@@ -50,8 +50,7 @@ class Spelling:
 
     def num_tags(self, ids: Sequence[int]) -> int:
         """Return the number of ids at the start that are no part of the text."""
-        opening = self.tokenizer.symbols.opening
-        count = len(opening) if tuple(ids[: len(opening)]) == opening else 0
+        count = _opening_length(self.tokenizer, ids)
         return count + int(self.tag is not None and ids[count : count + 1] == [self.tag])
 
 
@@ -167,7 +166,9 @@ class LineWriter:
     def _rows(self, line: int, hypotheses: Sequence[Hypothesis]) -> Iterator[str]:
         reader, writer = self.tokenizers
         (ids,) = reader.encode_lines([self.source[line - self.first]])
-        yield f"S-{line}\t{' '.join(reader.pieces(ids))}"
+        # fairseq shows the language in front of a source, and leaves out that of a translation
+        shown = [i for i in reader.symbols.opening if i != reader.symbols.bos]
+        yield f"S-{line}\t{' '.join(reader.pieces([*shown, *ids]))}"
         if self.reference is not None:
             (ids,) = writer.encode_lines([self.reference[line - self.first]])
             # like fairseq, mark unknown pieces of a reference so that they never match a hypothesis
@@ -176,7 +177,8 @@ class LineWriter:
             yield f"T-{line}\t{' '.join(pieces)}"
         for hypothesis in hypotheses:
             score = _base_2(hypothesis.score)
-            yield f"H-{line}\t{score}\t{' '.join(writer.pieces(hypothesis.tokens))}"
+            tokens = hypothesis.tokens[_opening_length(writer, hypothesis.tokens) :]
+            yield f"H-{line}\t{score}\t{' '.join(writer.pieces(tokens))}"
             yield f"D-{line}\t{score}\t{self.text(line, hypothesis)}"
             scores = " ".join(f"{_base_2(score):.4f}" for score in hypothesis.token_scores)
             yield f"P-{line}\t{scores}"
@@ -189,6 +191,12 @@ class LineWriter:
 def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Decode ids to text without line breaks."""
     return plain_line(tokenizer.decode(ids))
+
+
+def _opening_length(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """Return the number of ids at the start that open every sentence of the tokenizer."""
+    opening = tokenizer.symbols.opening
+    return len(opening) if tuple(ids[: len(opening)]) == opening else 0
 
 
 def _base_2(score: float) -> float:

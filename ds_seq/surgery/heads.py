@@ -59,10 +59,15 @@ Groups = dict[AttentionOfLayer, list[int]]
 def attentions(
     model: nn.Module, config: TransformerConfig
 ) -> dict[AttentionOfLayer, SelfAttention | CrossAttention]:
-    """Return the attentions of a model: of the encoder, of the decoder, then to the source."""
+    """Return the attentions of a model: of the encoder, of the decoder, then to the source.
+
+    Heads of retention are none of them: each has a decay of its own.
+    """
     found = {}
     for kind in ATTENTION_KINDS:
         stack, name = _PLACES[kind]
+        if kind != "cross" and config.retention_of(stack) is not None:
+            continue
         for layer in range(config.encoder_layers if stack == "encoder" else config.decoder_layers):
             module = model.get_submodule(f"{stack}.layers.{layer}.{name}")
             assert isinstance(module, SelfAttention | CrossAttention)

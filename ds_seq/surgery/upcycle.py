@@ -10,7 +10,7 @@ Shapes: `D` model width, `F` feed-forward width (the fused `2F` with a gate).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts, expert_generator
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.names import STACKS
 from ds_seq.runs.open import open_run
 from ds_seq.weights.fill import Allowed, Differences, fill, read_like
 from ds_seq.weights.selection import Selection, listed
@@ -33,6 +34,8 @@ _SHAPELESS = (
     "num_heads",
     "pruned_heads",
     "attention_window",
+    "encoder_mixer",
+    "decoder_mixer",
     "activation",
     "linear",
     "norm_position",
@@ -263,10 +266,20 @@ def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
     """Refuse weights whose shapes fit but whose meaning differs."""
     if theirs.name != ours.name:
         return
-    old, new = theirs.model_dump(), ours.model_dump()
+    old, new = _meaning(theirs), _meaning(ours)
     for key in _SHAPELESS:
         if old[key] != new[key] and (key, old[key]) not in _STARTING_POINTS:
             raise UserError(
                 f"train.init_from: {run} has model.{key} {old[key]}, the experiment {new[key]}; "
                 "use the former, with which its weights were trained"
             )
+
+
+def _meaning(model: ModelConfig) -> dict[str, Any]:
+    """Return the settings of a model without how retention is computed, which is all the same."""
+    settings = model.model_dump()
+    for stack in STACKS:
+        mixer = settings[f"{stack}_mixer"]
+        if isinstance(mixer, dict):  # of one without options, the dump is its name
+            mixer.pop("chunk_size", None)
+    return settings

@@ -39,7 +39,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
         from ds_seq.data.truncation import TruncatedSource
 
         most = (data.max_source_length, data.max_target_length)
-        room = [limit - max(each) for limit, each in zip(most, _numbers_of_tags(data), strict=True)]
+        room = [limit - max(each) for limit, each in zip(most, numbers_of_tags(data), strict=True)]
         more["cut"] = partial(
             TruncatedSource, limits=[room[0], room[1] if data.long_pairs == "truncate" else None]
         )
@@ -57,7 +57,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     )
 
 
-def _numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
+def numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
     """Return how many tags the sources, and the targets, of each text begin with; at least a 0."""
     tags = [data.tags(text) for split in SPLITS for _, text in data.entries(split)]
     return [0, *(len(source) for source, _ in tags)], [0, *(len(target) for _, target in tags)]

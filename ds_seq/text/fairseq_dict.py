@@ -63,6 +63,14 @@ class Dictionary:
             symbols.append(symbol)
         return cls(tuple(symbols), ids)
 
+    def extended(self, symbols: Sequence[str]) -> Dictionary:
+        """Return the dictionary with more symbols at the end, except those that it has already."""
+        new = [symbol for symbol in dict.fromkeys(symbols) if symbol not in self.ids]
+        if not new:
+            return self
+        numbers = {symbol: len(self.symbols) + place for place, symbol in enumerate(new)}
+        return Dictionary((*self.symbols, *new), {**self.ids, **numbers})
+
     def __len__(self) -> int:
         return len(self.symbols)
 

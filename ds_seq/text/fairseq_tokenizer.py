@@ -11,13 +11,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
 from ds_seq.errors import UserError
-from ds_seq.names import SPECIAL_PIECES
+from ds_seq.names import SPECIAL_PIECES, Side
 from ds_seq.records import parse_json, record
 from ds_seq.text.fairseq_dict import FAIRSEQ_SYMBOLS, Dictionary
 from ds_seq.text.merges import CONTINUES, Merges
@@ -39,6 +40,9 @@ class _Stored(TypedDict):
     sentencepiece: NotRequired[str]
     moses: bool
     user_symbols: list[str]
+    added_symbols: NotRequired[list[str]]
+    source_opening: NotRequired[str]
+    target_opening: NotRequired[str]
 
 
 class FairseqDictTokenizer:
@@ -52,26 +56,31 @@ class FairseqDictTokenizer:
         normalizer: applied to text before it is encoded.
         name: name of the vocabulary in error messages.
         language: language code of the text, for Moses' rules.
+        side: side of the text, which may have a symbol in front; None: text without one.
 
     Attributes:
-        symbols: fairseq's special symbols.
+        symbols: fairseq's special symbols, and the one in front.
         fingerprint: differs between vocabularies that encode the same text differently.
         tag_ids: ids of the user symbols.
         dictionary: the dictionary.
 
     Raises:
-        UserError: a file is damaged, a user symbol is not in the dictionary, or sacremoses is
-            needed and not installed.
+        UserError: a file is damaged, a user symbol or one in front is not in the dictionary, or
+            sacremoses is needed and not installed.
     """
 
-    symbols = FAIRSEQ_SYMBOLS
-
     def __init__(
-        self, stored: _Stored, normalizer: Normalizer, name: str, language: str = "en"
+        self,
+        stored: _Stored,
+        normalizer: Normalizer,
+        name: str,
+        language: str = "en",
+        side: Side | None = None,
     ) -> None:
         self._stored, self._normalizer = stored, normalizer
-        self._name, self._language = name, language
-        self.dictionary = Dictionary.parse(stored["dictionary"].encode(), f"{name} (dictionary)")
+        self._name, self._language, self._side = name, language, side
+        self.dictionary = _dictionary(stored, f"{name} (dictionary)")
+        self.symbols = replace(FAIRSEQ_SYMBOLS, opening=self._opening())
         codes, model = stored.get("codes"), stored.get("sentencepiece")
         self._merges = None if codes is None else Merges(codes.encode(), f"{name} (codes)")
         self._processor = None if model is None else stored_processor(model, name)
@@ -86,6 +95,25 @@ class FairseqDictTokenizer:
         moses = f"{name}: data.vocab.fairseq.moses"
         self._moses = Moses(language, moses) if stored["moses"] else None
         self.fingerprint = hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def _opening(self) -> tuple[int, ...]:
+        openings = (self._stored.get("source_opening"), self._stored.get("target_opening"))
+        for symbol, side in zip(openings, ("source", "target"), strict=True):
+            if symbol is not None and symbol not in self.dictionary.ids:
+                raise UserError(
+                    f"{self._name}: data.vocab.fairseq.{side}_opening: {symbol} is not in the "
+                    "dictionary; add it to data.vocab.fairseq.added_symbols"
+                )
+        own = {"source": openings[0], "target": openings[1], None: None}[self._side]
+        return () if own is None else (self.dictionary.ids[own],)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of symbols that no text has, those that were added included."""
+        added = {self.dictionary.ids[symbol] for symbol in self._stored.get("added_symbols", ())}
+        own = self.symbols
+        ends = {own.pad, own.eos, own.start, *own.opening, self.dictionary.ids["<s>"]}
+        return frozenset(added | ends)
 
     @classmethod
     def train(
@@ -104,7 +132,7 @@ class FairseqDictTokenizer:
             size: number of symbols, special and made-up ones included.
             user_symbols: symbols of the dictionary that are never split.
             normalizer: applied to text before it is encoded.
-            options: `dictionary`, `codes`, `sentencepiece` and `moses` of `data.vocab.fairseq`.
+            options: those of `data.vocab.fairseq`.
 
         Raises:
             UserError: a file is missing or damaged, or the size is another one.
@@ -112,7 +140,7 @@ class FairseqDictTokenizer:
         stored = _read_files(user_symbols=list(user_symbols), **options)
         # parsed here, too, to name the file and not the vocabulary made of it
         name = str(options["dictionary"])
-        found = len(Dictionary.parse(stored["dictionary"].encode(), name))
+        found = len(_dictionary(stored, name))
         if found != size:
             raise UserError(
                 f"data.vocab.size: {size:,}, but {name} has {found:,} symbols, the four special "
@@ -135,7 +163,7 @@ class FairseqDictTokenizer:
         return json.dumps(self._stored, ensure_ascii=False, sort_keys=True).encode()
 
     def __reduce__(self) -> tuple[type[FairseqDictTokenizer], tuple[Any, ...]]:
-        arguments = (self._stored, self._normalizer, self._name, self._language)
+        arguments = (self._stored, self._normalizer, self._name, self._language, self._side)
         return FairseqDictTokenizer, arguments
 
     @property
@@ -144,10 +172,12 @@ class FairseqDictTokenizer:
         return self._stored["dictionary"].encode()
 
     def for_side(self, language: str, is_source: bool) -> FairseqDictTokenizer:
-        """Return this vocabulary for text of a language, whose rules of Moses it uses."""
-        if self._moses is None or language == self._language:
+        """Return this vocabulary for a side and a language, whose rules of Moses it uses."""
+        has_opening = "source_opening" in self._stored or "target_opening" in self._stored
+        if not has_opening and (self._moses is None or language == self._language):
             return self
-        return FairseqDictTokenizer(self._stored, self._normalizer, self._name, language)
+        side: Side = "source" if is_source else "target"
+        return FairseqDictTokenizer(self._stored, self._normalizer, self._name, language, side)
 
     def __len__(self) -> int:
         return len(self.dictionary)
@@ -210,18 +240,32 @@ def _read_files(
     moses: bool,
     codes: str | Path | None = None,
     sentencepiece: str | Path | None = None,
+    added_symbols: Sequence[str] = (),
+    source_opening: str | None = None,
+    target_opening: str | None = None,
 ) -> _Stored:
     stored: _Stored = {
         "dictionary": _text(dictionary),
         "moses": moses,
         "user_symbols": user_symbols,
     }
+    if added_symbols:
+        stored["added_symbols"] = list(added_symbols)
+    if source_opening is not None:
+        stored["source_opening"] = source_opening
+    if target_opening is not None:
+        stored["target_opening"] = target_opening
     if codes is not None:
         stored["codes"] = _text(codes)
         Merges(stored["codes"].encode(), str(codes))
     if sentencepiece is not None:
         stored["sentencepiece"] = base64.b64encode(read_vocab_file(sentencepiece)).decode()
     return stored
+
+
+def _dictionary(stored: _Stored, name: str) -> Dictionary:
+    dictionary = Dictionary.parse(stored["dictionary"].encode(), name)
+    return dictionary.extended(stored.get("added_symbols", ()))
 
 
 def _text(path: str | Path) -> str:

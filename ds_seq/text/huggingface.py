@@ -265,6 +265,19 @@ class HuggingFaceTokenizer:
         """Return the plain text of pieces as returned by `split_lines` and `pieces`."""
         return self._pieces.join(pieces, self._is_source)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Content of the folder's `config.json`."""
+        return self._config
+
+    @property
+    def folder_files(self) -> dict[str, bytes]:
+        """The files of the folder that were read, by name."""
+        return {
+            name: content.encode() if _is_text(name) else base64.b64decode(content)
+            for name, content in self._stored["files"].items()
+        }
+
     def _ours(self, number: int) -> int:
         """Return the id in ds_seq of an id of the folder, and the other way round."""
         return self._traded.get(number, number)
@@ -332,8 +345,12 @@ def _restored(
     return tokenizer if side is None else tokenizer.for_side(*side)
 
 
+def _is_text(name: str) -> bool:
+    return name.endswith((".json", ".txt"))
+
+
 def _content(path: Path) -> str:
     content = read_limited(path, _MOST_BYTES)
-    if path.suffix in (".json", ".txt"):
+    if _is_text(path.name):
         return content.decode("utf-8", errors="replace")
     return base64.b64encode(content).decode()

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from ds_seq.criterions import Criterion
+from ds_seq.criterions import Criterion, Teacher
+from ds_seq.distill.projection import attach_projection, build_projection
+from ds_seq.distill.teacher import LiveTeacher
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.models import attach_adapters, build_model
 from ds_seq.moe.engine import connect_expert_parallel
+from ds_seq.names import HIDDEN_PROJECTION
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.surgery.upcycle import start_from
@@ -20,13 +23,23 @@ from ds_seq.text.tokenizer import Tokenizer
 from ds_seq.training.engine import Engine
 from ds_seq.training.run_folder import RunSetup
 from ds_seq.training.trainable import freeze
-from ds_seq.weights.fill import load_weights
+from ds_seq.weights.fill import Allowed, load_weights
+from ds_seq.weights.selection import Selection
+
+# what a run that has learned a projection leaves behind if it resumes without one
+_PROJECTION_LEFT = Allowed(
+    unexpected=Selection((HIDDEN_PROJECTION,)),
+    hint=f"; a projection ({HIDDEN_PROJECTION}) cannot be added at a resume, so start another run "
+    "with train.init_from",
+)
 
 if TYPE_CHECKING:
     from ds_seq.modules.multiway import Markers
 
 
-def build_start(setup: RunSetup, task: Task, world: World) -> tuple[nn.Module, list[str]]:
+def build_start(
+    setup: RunSetup, task: Task, world: World, teacher: Teacher | None = None
+) -> tuple[nn.Module, list[str]]:
     """Build the model with the weights with which the run starts or resumes.
 
     Returns:
@@ -37,16 +50,28 @@ def build_start(setup: RunSetup, task: Task, world: World) -> tuple[nn.Module, l
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
     attach_adapters(model, setup.config.model, task.tokenizers.source)
-    if setup.checkpoint is not None:
-        load_weights(model, setup.checkpoint, checked=True)
-    elif train.init_from is not None:
+    if setup.checkpoint is None and train.init_from is not None:
         lines = start_from(model, setup.config, task.tokenizers.fingerprint)
     multiway = setup.config.model.multiway
     markers = dict(model.named_children()).get("markers")  # an external model may have none
     if multiway is not None and markers is not None and setup.checkpoint is None:
         _mark(cast("Markers", markers), multiway.markers, task.tokenizers.source)
     freeze(model, train.freeze, train.trainable)
+    if isinstance(teacher, LiveTeacher):
+        lines += _attach_projection(model, setup, teacher)
+    if setup.checkpoint is not None:
+        load_weights(model, setup.checkpoint, checked=True, allowed=_PROJECTION_LEFT)
     return model, lines
+
+
+def _attach_projection(model: nn.Module, setup: RunSetup, teacher: LiveTeacher) -> list[str]:
+    """Add the projection of hidden states that a student needs to imitate its teacher."""
+    projection = build_projection(setup.config, teacher.width)
+    if projection is None:
+        return []
+    attach_projection(model, projection)
+    size = sum(parameter.numel() for parameter in projection.parameters())
+    return [f"hidden.projection: {size:,} parameters, which only the training has"]
 
 
 def _mark(model: Markers, markers: Mapping[str, int], tokenizer: Tokenizer) -> None:

@@ -43,7 +43,7 @@ class Costs:
 def costs_of(config: ExperimentConfig, device: torch.device) -> Costs:
     """Return what the figures of a training are computed from."""
     train = config.train
-    flops = training_flops(config.model, config.data.vocab.target_side.size)
+    flops = training_flops(config.model, config.data.vocab.target_side.size, config.num_passes)
     peak: float | None = None
     if train.peak_tflops is not None:
         peak = 1e12 * train.peak_tflops

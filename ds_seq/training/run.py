@@ -25,12 +25,8 @@ from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.distill.build import build_teacher
-from ds_seq.distill.teacher import (
-    CachedTeacher,
-    LiveTeacher,
-    Student,
-    attach_cache,
-)
+from ds_seq.distill.projection import without_projection
+from ds_seq.distill.teacher import CachedTeacher, LiveTeacher, Student, attach_cache
 from ds_seq.distributed import World
 from ds_seq.generation.build import build_decoding
 from ds_seq.generation.translate import Share
@@ -228,7 +224,7 @@ def _build(
     """Build model, engine and trainer; a collective."""
     config, share = setup.config, open_share(train_set, world)
     with distributed.shared_errors():
-        model, start_notes = build_start(setup, task, world)
+        model, start_notes = build_start(setup, task, world, teacher)
         is_auto = config.train.max_tokens == "auto"
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
         tags = sorted(task.tokenizers.source.tag_ids)
@@ -308,7 +304,7 @@ def _announce(
     trainer: Trainer, setup: RunSetup, history: History, dataset: Dataset, world: World
 ) -> None:
     train, engine = setup.config.train, trainer.engine
-    total = sum(full_shape(parameter).numel() for parameter in engine.module.parameters())
+    total = sum(full_shape(each).numel() for _, each in without_projection(engine.module))
     left_out = f" ({dataset.num_left_out:,} too long)" if dataset.num_left_out else ""
     trainer.log.say(
         f"{setup.config.name}: {total:,} parameters on this rank; "

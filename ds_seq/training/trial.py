@@ -14,6 +14,7 @@ from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.source import Dataset
+from ds_seq.data.splitting import repeated
 from ds_seq.errors import UserError
 from ds_seq.generation.memory import is_out_of_memory
 from ds_seq.tasks.base import Task
@@ -133,7 +134,9 @@ def _try(
             start = time.monotonic()
             # the module itself and `grad`: DeepSpeed's engine has hooks that count backwards, and
             # gradients that stay
-            loss = criterion(engine.module(batch.inputs, criterion.capture), batch)
+            passes = criterion.num_passes
+            read = batch if passes == 1 else repeated(batch, passes)
+            loss = criterion(engine.module(read.inputs, criterion.capture), batch)
             torch.autograd.grad(loss.total, weights, allow_unused=True)
             if is_cuda:
                 torch.cuda.synchronize(engine.device)

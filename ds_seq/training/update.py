@@ -11,7 +11,7 @@ from torch import Tensor
 from ds_seq import activity, distributed
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
-from ds_seq.data.splitting import can_split, emptied
+from ds_seq.data.splitting import can_split, emptied, repeated
 from ds_seq.generation.memory import is_out_of_memory
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.output import RoutingStats
@@ -144,7 +144,8 @@ class UpdateRunner:
     def _run(self, host_batch: Batch, scale: float, poison: bool = False) -> BatchFigures:
         batch = host_batch.to(self.engine.device, non_blocking=True)
         with self._timing.span("forward"):
-            output = self.engine(batch)
+            passes = self._criterion.num_passes
+            output = self.engine(batch if passes == 1 else repeated(batch, passes))
             loss = self._criterion(output, batch)
         total = loss.total * scale
         if poison:  # an empty batch has no row through which NaN could reach the weights

@@ -43,20 +43,6 @@ def expert_offsets(model: nn.Module) -> dict[str, int]:
     return offsets
 
 
-def load_weights(model: nn.Module, folder: Path, checked: bool = False) -> None:
-    """Copy the weights of a checkpoint folder into `model`; the tensors must match exactly.
-
-    Args:
-        model: model to fill.
-        folder: folder of the checkpoint.
-        checked: see `TensorFolder`.
-
-    Raises:
-        UserError: the folder is damaged or belongs to another model.
-    """
-    fill(model, TensorFolder(folder, "weights", checked))
-
-
 class Allowed(NamedTuple):
     """The differences between a model and a source that are no mistake."""
 
@@ -75,6 +61,26 @@ class Differences(NamedTuple):
     """Tensors of the model that the source does not have."""
     unexpected: list[str]
     """Tensors of the source that the model does not have."""
+
+
+def load_weights(
+    model: nn.Module,
+    folder: Path,
+    checked: bool = False,
+    allowed: Allowed = Allowed(),  # noqa: B008  (immutable)
+) -> None:
+    """Copy the weights of a checkpoint folder into `model`; the tensors must match.
+
+    Args:
+        model: model to fill.
+        folder: folder of the checkpoint.
+        checked: see `TensorFolder`.
+        allowed: what may differ.
+
+    Raises:
+        UserError: the folder is damaged or belongs to another model.
+    """
+    fill(model, TensorFolder(folder, "weights", checked), allowed=allowed)
 
 
 @torch.no_grad()

@@ -213,13 +213,19 @@ class TensorFolder:
         kind: kind of tensors, the first part of the file names.
         checked: whether `check_checkpoint` has compared the checksums, so that `verify` need not.
         replaced_by: kind of tensors that take the place of those of the same name.
+        without: name of a module whose tensors are left out.
 
     Raises:
         UserError: a file is missing, truncated or damaged.
     """
 
     def __init__(
-        self, folder: Path, kind: str, checked: bool = False, replaced_by: str | None = None
+        self,
+        folder: Path,
+        kind: str,
+        checked: bool = False,
+        replaced_by: str | None = None,
+        without: str | None = None,
     ) -> None:
         self.path = folder
         self._where: dict[str, Any] = {}
@@ -239,7 +245,8 @@ class TensorFolder:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: damaged ({error}); use another checkpoint") from error
             for key in handle.keys():  # noqa: SIM118 - not a dict
-                self._where[key] = handle
+                if without is None or not key.startswith(f"{without}."):
+                    self._where[key] = handle
 
     def __contains__(self, key: object) -> bool:
         return key in self._where

@@ -5,12 +5,14 @@ Recorded by `benchmarks/parity/fairseq_data.py --write-test-data` with fairseq 0
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import safetensors.numpy
 
 _RECORDED = Path(__file__).with_name("fairseq_data.safetensors")
+_CHECKPOINTS = Path(__file__).with_name("fairseq_checkpoints.tar.xz")
 
 
 def write_recorded(folder: Path) -> None:
@@ -19,6 +21,17 @@ def write_recorded(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.tobytes())
+
+
+def write_checkpoints(folder: Path) -> None:
+    """Write checkpoints `NAME.pt` of fairseq and `NAME.logits.pt`, what it computed with them.
+
+    Recorded by `benchmarks/parity/fairseq_import.py --record`, as is `pairs.json`, the ids.
+    """
+    # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
+    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with tarfile.open(_CHECKPOINTS) as archive:
+        archive.extractall(folder, **safely)
 
 
 def dictionary_size(path: Path) -> int:

@@ -60,13 +60,12 @@ class Case(NamedTuple):
 
 def cases(world_size: int) -> list[Case]:
     """All that `world_size` ranks shall do."""
-    made = [Case(text, "dense") for text in SIZES] + [Case("full")]
-    for spread in (1, world_size):
-        made += [Case(text, spread=spread) for text in SIZES if text != "full"]
-        made += [Case("many", spread=spread, more=more) for more in OPTIONS]
+    made = [Case(text, spread=world_size) for text in SIZES if text != "full"]
+    made += [Case("many", spread=world_size, more=more) for more in OPTIONS]
+    made += [Case("full"), Case("few"), Case("many")]
     if world_size == 4:  # two groups of two ranks, each with all experts
-        made.append(Case("many", spread=2))
-    return made
+        return [*made, Case("many", spread=2), Case("many", "dense")]
+    return [*made, *(Case(text, "dense") for text in SIZES)]
 
 
 class Work(NamedTuple):
@@ -141,7 +140,7 @@ def _alone(work: Work, todo: Sequence[Case], folder: Path) -> None:
 def alone(work: Work, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what one process writes in each case, under the name with `spread` 1."""
     folder = tmp_path_factory.mktemp("alone")
-    run_distributed(_alone, 1, work, cases(4), folder)
+    run_distributed(_alone, 1, work, cases(2), folder)
     return folder
 
 

@@ -15,10 +15,11 @@ from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.criterions import attention_term, hidden_term
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.data.batch import Batch
+from ds_seq.distill.projection import HiddenProjection, attach_projection
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.names import ModelPart
+from ds_seq.names import HIDDEN_PROJECTION, ModelPart
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.engine import Engine
@@ -40,6 +41,20 @@ class Case(NamedTuple):
     parts: tuple[ModelPart, ...]
     model: dict[str, Any]
     precision: str = "fp32"
+    projects: bool = True
+
+    @property
+    def teacher_width(self) -> int:
+        """Of the teacher; another one than the student's asks for a projection."""
+        return 24 if self.projects else 16
+
+    def prepare(self, net: nn.Module) -> None:
+        """Freeze parts, and add the projection of hidden states."""
+        freeze(net, self.parts)
+        if self.projects:
+            attach_projection(
+                net, HiddenProjection(16, self.teacher_width, ("encoder", "decoder"), 3)
+            )
 
     @property
     def config(self) -> TransformerConfig:
@@ -62,7 +77,7 @@ SIGMOID: dict[str, Any] = {**SMALL, "moe": {"every": 1, "router": "sigmoid"}}
 LEARNED: dict[str, Any] = {**SIGMOID, "positions": "learned"}
 CASES = [
     Case(3, 1, (), {"activation_checkpointing": True}),
-    Case(1, 2, (), SMALL),
+    Case(1, 2, (), SMALL, projects=False),
     Case(0, 2, ("encoder",), ENCODER),
     Case(1, 2, ("encoder",), ENCODER),
     Case(2, 1, ("embeddings",), {**SMALL, "share_embeddings": "none"}),
@@ -72,11 +87,12 @@ CASES = [
 ]
 
 
-def _total(loss: Callable[[ModelOutput, Batch], Any]) -> Callable[[ModelOutput, Batch], Tensor]:
-    """`loss`, and both layer-wise terms against a deeper teacher."""
-    teacher = build_seq2seq(
-        spine.model_config(decoder_layers=3, moe=None), spine.VOCAB, 1, 0, seed=77
-    )
+def _total(
+    loss: Callable[[ModelOutput, Batch], Any], width: int
+) -> Callable[[ModelOutput, Batch], Tensor]:
+    """`loss`, and both layer-wise terms against a deeper teacher of a width."""
+    config = spine.model_config(decoder_layers=3, moe=None, d_model=width)
+    teacher = build_seq2seq(config, spine.VOCAB, 1, 0, seed=77)
     teacher.eval()
 
     @torch.no_grad()
@@ -100,11 +116,11 @@ def _spread(case: Case) -> Outcome:
         model=case.config,
         optimizer=spine.SGD,
         precision=case.precision,
-        prepare=lambda net: freeze(net, case.parts),
+        prepare=case.prepare,
         capture="attention",
     )
     check = FrozenCheck(engine.module)
-    losses = _train(engine)
+    losses = _train(engine, case.teacher_width)
     check.verify()
     module = engine.module
     state = FullState(engine.deepspeed)
@@ -116,8 +132,8 @@ def _spread(case: Case) -> Outcome:
     return Outcome(losses, spine.all_weights(engine), kept)
 
 
-def _train(engine: Engine) -> list[float]:
-    total, world, rank = _total(spine.make_criterion()), RANKS, distributed.rank()
+def _train(engine: Engine, width: int) -> list[float]:
+    total, world, rank = _total(spine.make_criterion(), width), RANKS, distributed.rank()
     balancer, losses = BiasBalancer(engine.module), []
     engine.module.train()
     for update in range(UPDATES):
@@ -148,9 +164,10 @@ def _tamper(module: nn.Module, check: FrozenCheck) -> None:
 def _plain(case: Case) -> Outcome:
     """The same in one process, where `requires_grad` alone decides."""
     net = build_seq2seq(case.config, spine.VOCAB, 1, 0, seed=5).train()
-    freeze(net, case.parts)
+    case.prepare(net)
     own = build_optimizer(spine.SGD, parameter_groups(net, 0.01))
-    total, balancer, losses = _total(spine.make_criterion()), BiasBalancer(net), []
+    total = _total(spine.make_criterion(), case.teacher_width)
+    balancer, losses = BiasBalancer(net), []
     for update in range(UPDATES):
         everyone = spine.batches(update)
         tokens, summed = sum(batch.num_tokens for batch in everyone), 0.0
@@ -184,10 +201,12 @@ def test_every_layout_trains_what_plain_torch_does(
 ) -> None:
     case, ranks = CASES[number], outcomes[number]
     plain, start = _plain(case), build_seq2seq(case.config, spine.VOCAB, 1, 0, seed=5)
+    case.prepare(start)
     exact = case.precision == "fp32"
     for rank, outcome in enumerate(ranks):
         assert outcome.losses == pytest.approx(plain.losses, rel=1e-5 if exact else 0.02)
         assert outcome.trained.keys() == plain.trained.keys()
+        assert case.projects == (f"{HIDDEN_PROJECTION}.maps.decoder.weight" in plain.trained)
         for name, value in plain.trained.items() if exact else ():
             torch.testing.assert_close(outcome.trained[name], value, atol=1e-5, rtol=1e-5)
             assert not torch.equal(value, start.get_parameter(name)), name

@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             query_key_norm=True,
             num_kv_heads=1,
             positions="buckets",
+            decoder_mixer="retention",
             activation="geglu",
             embedding_dim=8,
             embedding_norm=True,
@@ -68,6 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": spine.small_model(
             norm_position="deepnorm",
             positions="xpos",
+            encoder_mixer={"name": "retention", "chunk_size": 3},
             attention_window=4,
             activation="relu_squared",
             share_embeddings="none",
@@ -97,12 +99,12 @@ class Case(NamedTuple):
 
 
 CASES = [Case(*layout, stage, "plain") for layout in LAYOUTS for stage in range(4)]
-CASES += [
-    Case(world, expert_parallel, stage, variant)
-    for variant in VARIANTS
-    for world, expert_parallel, stage in ((2, 2, 1), (2, 2, 3), (4, 2, 2))
-    if variant != "plain"
-]
+OF_VARIANTS = ((2, 2, 1), (2, 2, 3), (4, 2, 2))
+_KINDS = [variant for variant in VARIANTS if variant != "plain"]
+# each variant in one of them, and mixtures of axes in all of them; the other pairs are slow
+CASES += [Case(*OF_VARIANTS[number % 3], kind) for number, kind in enumerate(_KINDS)]
+CASES += [Case(*layout, kind) for kind in _KINDS if "axes" in kind for layout in OF_VARIANTS]
+SLOW = [Case(*layout, kind) for kind in _KINDS for layout in OF_VARIANTS]
 SHIPPED = {path.stem: json.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.json"))}
 for stem, content in SHIPPED.items():
     VARIANTS[f"shipped_{stem}"] = {
@@ -114,6 +116,8 @@ CASES += [
     for stem, content in SHIPPED.items()
 ]
 CASES += [Case(1, 1, 2, "sparse_clip"), Case(2, 1, 0, "sparse_clip"), Case(2, 2, 0, "sparse_clip")]
+CASES = list(dict.fromkeys(CASES))
+SLOW = [case for case in SLOW if case not in CASES]
 
 
 def _run_all(cases: list[Case]) -> dict[Case, spine.Result]:
@@ -136,7 +140,7 @@ Expected = dict[tuple[str, int], spine.Result]
 
 def _emulate_all() -> Expected:
     results = {}
-    for name, count in sorted({(case.variant, case.micro_batches) for case in CASES}):
+    for name, count in sorted({(case.variant, case.micro_batches) for case in CASES + SLOW}):
         variant = {**CLIPPED, "micro_batches": count, **VARIANTS[name]}
         options = {key: value for key, value in variant.items() if key != "zero"}
         if name == "recompute":
@@ -153,25 +157,27 @@ def expected() -> Expected:
 
 
 @pytest.fixture(scope="module")
-def results_of() -> Callable[[int], list[dict[Case, spine.Result]]]:
-    """World size -> results by rank and case; run at the first request."""
+def results_of() -> Callable[[int, bool], list[dict[Case, spine.Result]]]:
+    """World size, and whether slow -> results by rank and case; run at the first request."""
 
     @cache
-    def run(world: int) -> list[dict[Case, spine.Result]]:
-        cases = [case for case in CASES if case.world == world]
+    def run(world: int, is_slow: bool) -> list[dict[Case, spine.Result]]:
+        cases = [case for case in (SLOW if is_slow else CASES) if case.world == world]
         return run_distributed(_run_all, world, cases, timeout=150.0)
 
     return run
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], ids=str
+)
 def test_every_layout_equals_one_process(
     case: Case,
-    results_of: Callable[[int], list[dict[Case, spine.Result]]],
+    results_of: Callable[[int, bool], list[dict[Case, spine.Result]]],
     expected: Expected,
 ) -> None:
     want = expected[case.variant, case.micro_batches]
-    for rank, results in enumerate(results_of(case.world)):
+    for rank, results in enumerate(results_of(case.world, case in SLOW)):
         found, where = results[case], f"rank {rank}: "
         torch.testing.assert_close(torch.tensor(found.steps), torch.tensor(want.steps), **EXACT)
         assert found.gradients.keys() == want.gradients.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing as mp
 import os
 import sys
@@ -13,8 +14,17 @@ from tempfile import TemporaryFile
 from ds_seq import cli, errors
 from ds_seq import generate as generate_command
 from ds_seq import train as train_command
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.generation import GenerationConfig
 from tests.distributed.harness import Launcher, run_distributed, torch_launcher
 from tests.system.commands import Finished
+
+# Commands import what they need late, and the schema is built when it is first used: here once,
+# and not in every process that is forked.
+for _name in ("ds_seq.commands.generate", "ds_seq.commands.train", "ds_seq.training.run"):
+    importlib.import_module(_name)
+for _config in (ExperimentConfig, GenerationConfig):
+    _config.model_rebuild()
 
 Main = Callable[[Sequence[str]], int]
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from ds_seq.runs.open import load_run, open_run
+from ds_seq.surgery.upcycle import transfer
 from tests.system.commands import Finished
 from tests.system.forked import command, kill_when, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, forget_vocab, losses, records, snapshot
@@ -18,6 +20,7 @@ from tests.system.test_bad_input import assert_refused
 STUDENT = (*TINY, "name=student", "train.max_updates=4", "train.log_every=1")
 VALIDATED = ("train.validate_every=2", "validation={metrics: [], best: loss}")
 DISTIL = "criterion.name=distillation"
+ZERO3 = Path(__file__).parents[2] / "configs" / "ds_config" / "zero3.json"
 PART = "400"
 """Target tokens of a part: the training split has some 80 of them."""
 
@@ -93,6 +96,33 @@ def test_an_ensemble_spread_over_ranks_teaches_as_its_members_on_one(
     train(lab.dense, *ours, *twice, f"run_dir={tmp_path / 'two'}", ranks=2)[0].check()
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_narrower_student_learns_hidden_states_through_a_projection(
+    lab: Lab, dense_run: Path, tmp_path: Path
+) -> None:
+    ours = (*STUDENT, *NO_VALIDATION, "model.dropout=0", DISTIL, f"criterion.teacher={dense_run}")
+    ours = (*ours, "criterion.hidden={projection: learned}")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    alone = ("train.accumulate=2", f"run_dir={whole}")
+    train(lab.dense, *ours, *alone)[0].check()
+    # two ranks under ZeRO 3, then one
+    spread = (*ours, f"run_dir={parts}", "train.max_updates=2", f"train.deepspeed={ZERO3}")
+    (first, _) = train(lab.dense, *spread, ranks=2)
+    assert "hidden.projection: 2,048 parameters" in first.check().err
+    train(lab.dense, *ours, f"run_dir={parts}", "train.accumulate=2", "--resume")[0].check()
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+    assert {name for name in tensor_names(whole) if "projection" in name} == {
+        f"{kind}hidden_projection.maps.{stack}.weight"
+        for kind in ("", "exp_avg/", "exp_avg_sq/")
+        for stack in ("encoder", "decoder")
+    }
+    # whoever reads the student does not see it
+    stored = open_run(whole, "last")
+    assert not [name for name in stored.weights.keys() if "projection" in name]  # noqa: SIM118
+    size = stored.model_config.num_params(*stored.tokenizers.sizes[::-1])
+    assert size is not None and stored.weights.num_values() == size.total
+    transfer(load_run(whole, "last").model, stored.weights, noise=0.0)
 
 
 def test_a_killed_cache_resumes(lab: Lab, dense_run: Path, cache: Path, tmp_path: Path) -> None:

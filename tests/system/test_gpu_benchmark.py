@@ -6,6 +6,8 @@ import ast
 import importlib
 import json
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ SECTIONS = {
     },
     "loss": {"bf16/ours ce", "fp16/ours ce + JS", "bf16/torch cross_entropy"},
     "train_dense_checked": {"rows", "waits_per_step", "overlap_comm"},
+}
+OTHER_SETTINGS = {  # of the trainings above
     "train_dense_cudnn": {"rows"},
     "train_moe_large": {"rows", "profile"},
     "train_dense_plain": {"rows", "profile"},
@@ -49,21 +53,33 @@ def figures_of(out: Path) -> dict[str, Any]:
     return found
 
 
-def run_here(out: Path) -> int:
-    """Run all sections in this process, which is not used afterwards."""
+def run_here(out: Path, sections: list[str]) -> int:
+    """Run sections in this process, which is not used afterwards."""
     sys.path.insert(0, str(SCRIPT.parent))
     gpu = importlib.import_module("gpu")
-    options = ["--tiny", "--one-process", "--out", str(out), "--only", ",".join(SECTIONS)]
+    options = ["--tiny", "--one-process", "--out", str(out), "--only", ",".join(sections)]
     code: int = gpu.main(options)
     return code
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Those of all sections."""
-    out = tmp_path_factory.mktemp("bench")
-    assert run_distributed(run_here, 1, out, timeout=LIMIT) == [0]
-    return figures_of(out)
+def figures_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], dict[str, Any]]:
+    """Whether of the slow sections -> their figures; run at the first request."""
+
+    @cache
+    def run_once(is_slow: bool) -> dict[str, Any]:
+        out = tmp_path_factory.mktemp("bench")
+        sections = list(OTHER_SETTINGS if is_slow else SECTIONS)
+        assert run_distributed(run_here, 1, out, sections, timeout=LIMIT) == [0]
+        return figures_of(out)
+
+    return run_once
+
+
+@pytest.fixture(scope="module")
+def figures(figures_by: Callable[[bool], dict[str, Any]]) -> dict[str, Any]:
+    """Those of the sections that are not slow."""
+    return figures_by(False)
 
 
 def test_every_section_but_the_compiled_one_is_run(figures: dict[str, Any]) -> None:
@@ -71,15 +87,19 @@ def test_every_section_but_the_compiled_one_is_run(figures: dict[str, Any]) -> N
     tables = (node.value for node in tree.body if isinstance(node, ast.Assign))
     (table,) = (node for node in tables if isinstance(node, ast.Dict))
     names = [ast.literal_eval(key) for key in table.keys if key is not None]
-    assert [name for name in names if name != "compiled"] == list(SECTIONS) == list(figures)
+    assert [name for name in names if name != "compiled"] == [*SECTIONS, *OTHER_SETTINGS]
+    assert list(figures) == list(SECTIONS)
 
 
-@pytest.mark.parametrize("name", SECTIONS)
-def test_section_gives_its_figures(figures: dict[str, Any], name: str) -> None:
-    found = figures[name]
+@pytest.mark.parametrize(
+    "name",
+    [*SECTIONS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_SETTINGS)],
+)
+def test_section_gives_its_figures(figures_by: Callable[[bool], dict[str, Any]], name: str) -> None:
+    found = figures_by(name in OTHER_SETTINGS)[name]
     assert "error" not in found
     assert found["device"] == "CPU" and found["seconds"] >= 0
-    assert SECTIONS[name] <= set(found)
+    assert {**SECTIONS, **OTHER_SETTINGS}[name] <= set(found)
     for row in found.get("rows", []):
         assert row["ms_per_step"] > 0 and row["target_tokens_per_s"] > 0
         assert 0 < row["loss"] < 10
@@ -95,6 +115,7 @@ def test_training_takes_the_settings_that_users_get(figures: dict[str, Any]) -> 
     assert checked["overlap_comm"] is True and checked["check_grad_overflow"] is True
 
 
+@pytest.mark.slow
 def test_sections_run_in_separate_processes_at_the_requested_size(
     tmp_path: Path,
 ) -> None:

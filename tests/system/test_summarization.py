@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ds_seq.cli import main
+from ds_seq.data.shards import ShardReader
 from tests.system.forked import train
 from tests.system.runs import records
 
@@ -80,3 +81,13 @@ def test_summaries_have_their_length_and_get_scores(lab: Path, capsys: Capture) 
     scores = json.loads(capsys.readouterr().out)["systems"][0]["scores"]
     assert list(scores) == ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     assert all(score["ci"] is not None for score in scores.values())
+
+
+def test_labels_come_from_cut_sources_and_keep_whole_ones(lab: Path, capsys: Capture) -> None:
+    labels = lab / "labels"
+    assert main([str(word) for word in ("pseudo-label", lab / "run", "--data", lab / "data",
+                                        "--out", labels, "--beam", "1")]) == 0  # fmt: skip
+    report = capsys.readouterr().out
+    assert "train: 60 labels of 60 sentences" in report and "left out" not in report
+    lengths = [ShardReader(folder, "train").lengths for folder in (labels, lab / "data")]
+    assert lengths[0][:, 0].max() == lengths[1][:, 0].max() > 12

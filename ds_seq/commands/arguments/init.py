@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ds_seq.commands.parser import CommandParser, command_parser
 from ds_seq.names import SIDES
 
@@ -34,4 +36,10 @@ def build_parser() -> CommandParser:
     add("--name", help="name of the run (default: the languages, such as en-de)")
     add("--experts", type=int, default=0, metavar="N",
         help="experts in every second layer; 0: a dense model (default: %(default)s)")  # fmt: skip
+    add("--from-model", type=Path, metavar="FOLDER",
+        help="fine-tune this model, a run or one that `ds-seq import` wrote: its architecture, "
+        "vocabulary and settings of translation, with small steps")  # fmt: skip
+    add("--freeze", nargs="+", default=[], metavar="PART",
+        help="with --from-model: parts to leave as they are, such as encoder or embeddings"
+    )  # fmt: skip
     return parser

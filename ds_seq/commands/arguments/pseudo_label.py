@@ -23,6 +23,9 @@ def build_parser() -> CommandParser:
     add = parser.add_argument
     add("--data", required=True, help="data folder with the shards to label")
     add("--out", required=True, help="new data folder")
+    add("--student", metavar="EXPERIMENT",
+        help="experiment of the student, if --data were prepared with another vocabulary than the "
+        "teacher's: texts are encoded again in both directions")  # fmt: skip
     add("--split", default="train", help="split to label; the others are copied (default: train)")
     add("--n-best", type=int, default=1, metavar="N",
         help="hypotheses per source, each a separate pair (default: %(default)s)")  # fmt: skip

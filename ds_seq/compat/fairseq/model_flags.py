@@ -33,14 +33,23 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--decoder-layers", "int", 6, "model.decoder_layers"),
     becomes("--encoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
     becomes("--decoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
-    becomes("--encoder-kv-attention-heads", "int", None, "model.num_kv_heads", _ONE_FOR_BOTH),
-    becomes("--decoder-kv-attention-heads", "int", None, "model.num_kv_heads", _ONE_FOR_BOTH),
+    becomes(
+        "--encoder-kv-attention-heads", "int", None, "model.num_kv_heads",
+        "one value for both stacks, and for cross-attention, which has all heads there",
+    ),  # fmt: skip
+    becomes(
+        "--decoder-kv-attention-heads", "int", None, "model.num_kv_heads",
+        "one value for both stacks, and for cross-attention, which has all heads there",
+    ),  # fmt: skip
     becomes("--encoder-normalize-before", "switch", False, "model.norm_position"),
     becomes("--decoder-normalize-before", "switch", False, "model.norm_position"),
     becomes("--encoder-learned-pos", "switch", False, "model.positions"),
     becomes("--decoder-learned-pos", "switch", False, "model.positions"),
     becomes("--no-token-positional-embeddings", "switch", False, "model.positions"),
-    becomes("--rope-args", "json", None, "model.positions"),
+    becomes(
+        "--rope-args", "json", None, "model.positions",
+        "all of a head is rotated; there it is the first half",
+    ),  # fmt: skip
     becomes("--alibi-args", "json", None, "model.positions"),
     becomes("--encoder-layerdrop", "float", 0.0, "model.layer_drop", _ONE_FOR_BOTH),
     becomes("--decoder-layerdrop", "float", 0.0, "model.layer_drop", _ONE_FOR_BOTH),
@@ -81,8 +90,14 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--decoder-adapter-ids", "text", None, "model.adapters.ids"),
     becomes("--encoder-train-adapter", "text", None, "model.adapters.active, train.trainable"),
     becomes("--decoder-train-adapter", "text", None, "model.adapters.active, train.trainable"),
-    becomes("--encoder-adapter-use-gating", "switch", False, "model.adapters.gate"),
-    becomes("--decoder-adapter-use-gating", "switch", False, "model.adapters.gate"),
+    becomes(
+        "--encoder-adapter-use-gating", "switch", False, "model.adapters.gate",
+        "per token; there it is a mean over the sentences of a batch",
+    ),  # fmt: skip
+    becomes(
+        "--decoder-adapter-use-gating", "switch", False, "model.adapters.gate",
+        "per token; there it is a mean over the sentences of a batch",
+    ),  # fmt: skip
     becomes("--adapter-activation-fn", "text", "relu", "model.adapters.activation"),
     refused("--encoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),
     refused("--decoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),
@@ -98,6 +113,25 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     refused("--deepspeed_config", "text", None, "merge the file into the DeepSpeed JSON yourself"),
     idle("--deepscale", "switch", False, "an old name of --deepspeed"),
     idle("--deepscale_config", "text", None, "an old name of --deepspeed_config"),
+    # experts of the branch `moe`
+    becomes("--moe-freq", "int", 0, "model.moe.layers"),
+    becomes("--encoder-moe-freq", "int", 0, "model.moe.layers"),
+    becomes("--decoder-moe-freq", "int", 0, "model.moe.layers"),
+    becomes("--moe-expert-count", "int", 0, "model.moe.num_experts"),
+    becomes("--moe-top1-expert", "switch", False, "model.moe.top_k"),
+    becomes("--moe-second-expert-policy", "text", "sampling", "model.moe.second_expert",
+            "in training only; fairseq draws in evaluation, too"),
+    becomes("--moe-normalize-gate-prob-before-dropping", "switch", False,
+            "model.moe.normalize_weights"),
+    becomes("--moe-batch-prioritized-routing", "switch", False, "model.moe.drop"),
+    becomes("--moe-eval-capacity-token-fraction", "float", 0.25, "model.moe.eval_capacity_factor"),
+    idle("--moe-gating-use-fp32", "switch", False, "routers are always in fp32"),
+    idle("--moe-expert-ffn-dim", "int", 0, "translation models do not read it"),
+    idle("--moe-normalize-expert-grad", "text", "world_size",
+         "a gradient is a mean over all tokens"),
+    idle("--use-moe-pad-mask", "switch", False, "padding never takes a place"),
+    refused("--alternate-ffn-embed-dim", "int", 0, "there are no dense layers of another width"),
+    refused("--alternate-decoder-ffn-embed-dim", "int", 0, "as --alternate-ffn-embed-dim"),
     # what has no counterpart
     refused("--adaptive-input", "switch", False, _ADAPTIVE),
     refused("--adaptive-softmax-cutoff", "text", None, _ADAPTIVE),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ds_seq.config.cost.batch import BatchShape, Device, Layer
 from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.config.model.positions import RotaryConfig, XPosConfig
+from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.names import GATED_ACTIVATIONS, Stack
 
 _FLOAT, _INDEX = 4, 8  # bytes of statistics of norms and routers, and of row numbers
@@ -24,6 +25,7 @@ _PLAIN = {"relu": 1}
 # gate and value, the activated gate, the result
 _GATED = 4
 _BLOCK_MULTIPLE, _FEWEST_BLOCKS = 64, 4  # see `ds_seq.modules.local_attention`
+_DROPPED_MAPS = 3  # of an attention: weights before and after dropout, and what dropped them
 _ROUTER_TENSORS = 3  # of all experts: logits, probabilities, and those after the logarithm
 
 
@@ -81,7 +83,11 @@ class _Counter:
         model, tokens = self._model, self._batch.tokens
         once = []
         for num_experts in model.expert_counts(stack):
-            parts = [self._self_attention(stack)]
+            retention = model.retention_of(stack)
+            if retention is None:
+                parts = [self._self_attention(stack)]
+            else:
+                parts = [self._retention(retention, causal=stack == "decoder")]
             if stack == "decoder":
                 parts.append(self._cross_attention())
             parts.append(
@@ -161,6 +167,23 @@ class _Counter:
         positions = self._model.positions
         return isinstance(positions, RotaryConfig | XPosConfig) and positions.interleaved
 
+    def _retention(self, retention: RetentionConfig, causal: bool) -> float:
+        """Return what retention keeps of a token: all but the first and last map is in float32."""
+        w, d, values = self._w, self._d, retention.values(self._d)
+        heads, length = retention.heads(self._model.num_heads), self._batch.length
+        chunk = min(retention.chunk_of(length), length)
+        # queries, keys, values; those taken and their divisors; weights, and decays of a chunk
+        kept: float = _FLOAT * (2 * d + 2 * values + 2 * heads + heads * chunk)
+        kept += _FLOAT * heads * chunk**2 / self._batch.tokens
+        # what the map returned, the activated gate, and what it multiplies
+        kept += w * (2 * d + 2 * values + 3 * values)
+        if w < _FLOAT:
+            kept += _FLOAT * values  # the normed values before they are rounded
+        if chunk < length:  # queries and keys that have decayed, and the sums of each chunk
+            sums = 2.0 * d + d * values / (heads * chunk)
+            kept += _FLOAT * (sums if causal else 2 * sums + values)
+        return kept + self._rounded(d, values)
+
     def _cross_attention(self) -> float:
         model, w, d, kv = self._model, self._w, self._attention, self._kv
         kept = (d + 2 * kv) * w + self._attended() + self._shared()
@@ -186,6 +209,10 @@ class _Counter:
         """Return what a layer keeps per pair of tokens: biases, and maps if weights are dropped."""
         model, batch = self._model, self._batch
         square = batch.length**2
+        if model.retention_of(stack) is not None:
+            dropped = stack == "decoder" and model.attention_dropout
+            maps = _DROPPED_MAPS if dropped and not self._device.fuses_dropout else 0
+            return maps * batch.sentences * model.num_heads * square * self._w
         heads = model.num_heads if model.positions.name in _BIASED else 1
         kept = 0.0
         if model.attention_window is not None and batch.length >= _FEWEST_BLOCKS * self._block:
@@ -197,8 +224,8 @@ class _Counter:
                 kept += times * heads * square * self._w
         if not self._device.fuses_dropout:
             maps = 0
-            if model.attention_dropout:  # weights before and after dropout, and what dropped them
-                maps = 3 * (2 if stack == "decoder" else 1)
+            if model.attention_dropout:
+                maps = _DROPPED_MAPS * (2 if stack == "decoder" else 1)
             elif model.positions.name == "buckets":  # a kernel without a gradient of the bias
                 maps = 1
             kept += maps * batch.sentences * model.num_heads * square * self._w

@@ -81,7 +81,8 @@ class Estimate:
     def flops(self) -> tuple[TrainingFlops, TrainingFlops]:
         """Operations of a forward pass, and of forward and backward."""
         vocab = self.config.data.vocab.target_side.size
-        forward, training = forward_flops(self.model, vocab), training_flops(self.model, vocab)
+        forward = forward_flops(self.model, vocab)
+        training = training_flops(self.model, vocab, self.config.num_passes)
         assert forward is not None and training is not None
         return forward, training
 
@@ -95,12 +96,23 @@ class Estimate:
     def cache_bytes(self) -> tuple[float, float]:
         """Bytes of a translation's cache: per target token of a hypothesis, per source token.
 
-        All hypotheses of a sentence share the latter.
+        All hypotheses of a sentence share the latter. See `state_bytes` for retention.
         """
         model = self.model
         kv = (model.num_kv_heads or model.num_heads) * model.head_width(model.d_model)
         each = 2.0 * kv * model.calls_of("decoder") * WIDTH[self.config.train.precision]
-        return each, each
+        return each if model.retention_of("decoder") is None else 0.0, each
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of a hypothesis' state in a translation, whatever its length: that of retention."""
+        model = self.model
+        retention = model.retention_of("decoder")
+        if retention is None:
+            return 0.0
+        width = model.d_model // retention.heads(model.num_heads)
+        sums = width * retention.values(model.d_model) + model.d_model  # values and keys
+        return float(sums * model.calls_of("decoder") * WIDTH["fp32"])
 
     def largest_batch(self, recompute: bool = False) -> int | None:
         """Return the largest `train.max_tokens` that fits into a device."""

@@ -54,9 +54,10 @@ def memory(
     counts = parameters(config, size, layout, buffers.persistent)
     held = states(config, counts, layout, buffers)
     place = device(kind, config.train.precision)
-    kept = activations(model, batch, vocab.target_side.size, place, layout.expert_parallel)
+    read = BatchShape(batch.sentences * config.num_passes, batch.length)
+    kept = activations(model, read, vocab.target_side.size, place, layout.expert_parallel)
     table = counts.table * place.width
-    block = min(place.loss_block, batch.tokens * vocab.target_side.size) * _BLOCKS * WIDTH["fp32"]
+    block = min(place.loss_block, read.tokens * vocab.target_side.size) * _BLOCKS * WIDTH["fp32"]
     forward = _forward_bytes(model, kept)
     always = held.weights + held.optimizer
     during = always + held.buckets + held.gathered

@@ -100,7 +100,11 @@ def cost_values(found: Estimate) -> dict[str, Any]:
             "update_of_rank": found.flops_of(training) * found.config.train.accumulate,
         },
         "collectives": [{**each._asdict(), "sent": each.sent} for each in found.collectives],
-        "generation": {"per_target_token": target, "per_source_token": source},
+        "generation": {
+            "per_target_token": target,
+            "per_source_token": source,
+            "per_hypothesis": found.state_bytes,
+        },
         "layouts": [_layout_values(each) for each in found.layouts()],
     }
 
@@ -164,11 +168,12 @@ def _collective_lines(found: Estimate) -> Iterator[str]:
 def _generation_lines(found: Estimate) -> Iterator[str]:
     target, source = found.cache_bytes
     beam, length = found.config.generation.beam, found.batch.length
-    whole = length * (beam * target + source)
+    whole = length * (beam * target + source) + beam * found.state_bytes
+    state = f"{found.state_bytes / 1024:,.1f} KiB per hypothesis, " if found.state_bytes else ""
     yield (
         f"cache        {whole / _MIB:>10,.2f} MiB per sentence of {length} tokens and beam {beam}: "
-        f"{target / 1024:,.1f} KiB per token and hypothesis, {source / 1024:,.1f} KiB per source "
-        "token"
+        f"{state}{target / 1024:,.1f} KiB per token and hypothesis, {source / 1024:,.1f} KiB per "
+        "source token"
     )
 
 

@@ -146,7 +146,12 @@ def _small(config: ExperimentConfig, dense: int, limit: int) -> float:
     matrices = [size * width for size in tables]
     for stack in model.stacks:
         for num_experts in model.expert_counts(stack):
-            matrices += [d * (attention + 2 * kv), attention * d]
+            retention = model.retention_of(stack)
+            if retention is None:
+                matrices += [d * (attention + 2 * kv), attention * d]
+            else:
+                values = retention.values(d)
+                matrices += [d * 2 * (d + values), values * d]
             if stack == "decoder":
                 matrices += [d * attention, 2 * d * kv, attention * d]
             wide = model.ffn_dim

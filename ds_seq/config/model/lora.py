@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from ds_seq.config.base import Config, Probability
@@ -27,8 +29,8 @@ class LoraConfig(Config):
         default=["query", "value"],
         min_length=1,
         description="Maps that are changed: `query`, `key`, `value` and `output` of all "
-        "attentions, `up` and `down` of the dense feed-forwards, and both maps of `experts`, each "
-        "of which has a change of its own.",
+        "attentions and retentions, `up` and `down` of the dense feed-forwards, and both maps of "
+        "`experts`, each of which has a change of its own.",
     )
     stacks: Placement = Field(default="both", description="Stacks whose maps are changed.")
 
@@ -63,24 +65,18 @@ class LoraFields(StackFields):
             errors.append(("lora.modules", "experts, but model.moe is null"))
         return errors
 
-    def mixer_lora_params(
-        self, stack: Stack, query_width: int, kv_width: int, num_mixers: int
-    ) -> int:
-        """Return the parameters of the changes of the attentions of one layer.
+    def mixer_lora_params(self, stack: Stack, widths: Mapping[LoraModule, int]) -> int:
+        """Return the parameters of the changes of one attention or retention.
 
         Args:
             stack: name of the stack.
-            query_width: width of all queries of a token.
-            kv_width: width of all keys of a token.
-            num_mixers: number of attentions.
+            widths: width of each map on the side that is not the model's.
         """
         lora = self.lora_of(stack)
         if lora is None:
             return 0
-        outputs = {"query": query_width, "key": kv_width, "value": kv_width}
-        outputs["output"] = query_width  # this map's input
-        widths = [width for name, width in outputs.items() if name in lora.modules]
-        return num_mixers * lora.rank * sum(self.d_model + width for width in widths)
+        changed = [width for name, width in widths.items() if name in lora.modules]
+        return lora.rank * sum(self.d_model + width for width in changed)
 
     def ffn_lora_params(self, stack: Stack, inner: int, parts: int, is_expert: bool) -> int:
         """Return the parameters of the changes of one feed-forward or expert.

@@ -1,23 +1,49 @@
-"""The layers that mix information between tokens: attention."""
+"""The layers that mix information between tokens: attention, retention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from ds_seq.config.base import Probability
+from ds_seq.config.base import SHORT_FORM, NamedConfig, Probability, plugin_tag
 from ds_seq.config.model.heads import HeadCounts, PrunedHeadsConfig
 from ds_seq.config.model.linear import LinearFields
+from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.stack import Width
-from ds_seq.names import AttentionKind, Stack
+from ds_seq.names import STACKS, AttentionKind, Stack
 
 MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
 """A decoder layer attends to its own tokens and to the source."""
 
 
+class AttentionMixerConfig(NamedConfig):
+    """Multi-head attention (Vaswani et al. 2017), with the options of the model."""
+
+    name: Literal["attention"] = Field(default="attention", description="Selects this mixer.")
+
+
+MixerConfig = Annotated[
+    Annotated[AttentionMixerConfig, Tag("attention")]
+    | Annotated[RetentionConfig, Tag("retention")],
+    Discriminator(plugin_tag("attention")),
+    SHORT_FORM,
+]
+
+
 class MixerFields(LinearFields):
-    """Multi-head attention."""
+    """Kinds of mixers, and multi-head attention."""
+
+    encoder_mixer: MixerConfig = Field(  # see `norm.py`
+        default=AttentionMixerConfig.model_construct(),
+        description="How the tokens of the source see each other.",
+    )
+    decoder_mixer: MixerConfig = Field(
+        default=AttentionMixerConfig.model_construct(),
+        description="How the tokens of the target see those before them. The source is always "
+        "seen through attention.",
+    )
 
     num_heads: Width = Field(default=8, description="Attention heads.")
     head_dim: Width | None = Field(
@@ -50,6 +76,28 @@ class MixerFields(LinearFields):
             return [("num_kv_heads", message)]
         return []
 
+    def retention_of(self, stack: Stack) -> RetentionConfig | None:
+        """Return the retention of a stack; None if it has self-attention."""
+        mixer = self.encoder_mixer if stack == "encoder" else self.decoder_mixer
+        return mixer if isinstance(mixer, RetentionConfig) else None
+
+    def retention_errors(self, d_model: int) -> list[tuple[str, str]]:
+        """Return settings of retention that do not fit the model as (field, message) pairs."""
+        errors = []
+        for stack in STACKS:
+            retention = self.retention_of(stack)
+            if retention is None:
+                continue
+            found = retention.errors(d_model, self.num_heads)
+            errors += [(f"{stack}_mixer.{field}", message) for field, message in found]
+            if self.pruned_heads is not None and any(getattr(self.pruned_heads, stack)):
+                message = f"there is no self-attention in this stack ({stack}_mixer: retention)"
+                errors.append((f"pruned_heads.{stack}", message))
+        if self.attention_window is not None and all(map(self.retention_of, STACKS)):
+            message = "no stack has self-attention, and retention has no window; set it to null"
+            errors.append(("attention_window", message))
+        return errors
+
     def head_width(self, d_model: int) -> int:
         """Return the width of an attention head of a model of width `d_model`."""
         return self.head_dim or d_model // self.num_heads
@@ -66,11 +114,21 @@ class MixerFields(LinearFields):
         attention = weights + (biases if self.linear_bias else 0)
         if self.query_key_norm:
             attention += 2 * norm_params(self.head_width(d_model))
-        return MIXERS_PER_LAYER[stack] * attention
+        params, retention = self.attentions_of(stack) * attention, self.retention_of(stack)
+        if retention is not None:
+            weights, biases = retention.size(d_model)
+            params += weights + (biases if self.linear_bias else 0)
+        return params
+
+    def attentions_of(self, stack: Stack) -> int:
+        """Return the number of attentions of a layer."""
+        return MIXERS_PER_LAYER[stack] - (0 if self.retention_of(stack) is None else 1)
 
     def mixer_weights(self, d_model: int, stack: Stack) -> int:
         """Return the weights of the linear maps of one layer's mixers, without biases."""
-        return MIXERS_PER_LAYER[stack] * self._attention_size(d_model)[0]
+        retention = self.retention_of(stack)
+        weights = 0 if retention is None else retention.size(d_model)[0]
+        return self.attentions_of(stack) * self._attention_size(d_model)[0] + weights
 
     def head_counts(self, d_model: int) -> HeadCounts:
         """Return the heads of an attention from which none was cut out."""

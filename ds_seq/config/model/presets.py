@@ -3,7 +3,8 @@
 They equal fairseq's architectures `transformer_NAME` field by field; whether embeddings are shared
 is no part of them, neither in fairseq (`--share-all-embeddings`) nor here (`share_embeddings`). A
 `ds_moe_` variant has experts in every second layer of both stacks. Only differences from the schema
-defaults are listed.
+defaults are listed. A `retnet_` one has decoder layers of the size of TorchScale's language model
+`retnet_NAME`, with attention to a source, and an encoder of the same width and depth.
 """
 
 from __future__ import annotations
@@ -58,6 +59,36 @@ _DENSE: dict[str, dict[str, Any]] = {
     "deep": {**_PRE_NORM, **_DEEP, **_layers(18)},
 }
 
+_RETNET = {  # width, width of values and feed-forwards, heads of retention, layers
+    "base": (512, 864, 2, 6),
+    "medium": (1024, 1728, 4, 16),
+    "xl": (2048, 3456, 8, 24),
+    "3b": (2560, 4280, 10, 32),
+    "7b": (4096, 6912, 16, 32),
+    "13b": (5120, 8560, 20, 40),
+    "65b": (8192, 13824, 32, 64),
+}
+_HEAD = 64  # width of the heads of attention, of which RetNet has none
+
+
+def _retnet(width: int, inner: int, heads: int, layers: int) -> dict[str, Any]:
+    """Return an encoder-decoder whose decoder layers are those of a RetNet with attention."""
+    return {
+        "decoder_mixer": {"name": "retention", "num_heads": heads, "value_width": inner},
+        "d_model": width,
+        "ffn_dim": inner,
+        "num_heads": width // _HEAD,
+        "activation": "swiglu",
+        "norm": "rms",
+        "norm_position": "pre",
+        "linear_bias": False,
+        "dropout": 0.0,
+        **_layers(layers),
+    }
+
+
+_NAMED = {**_DENSE, **{f"retnet_{name}": _retnet(*sizes) for name, sizes in _RETNET.items()}}
+
 _ELSEWHERE = {
     "": "wmt_en_de",
     "transformer": "wmt_en_de",
@@ -80,8 +111,8 @@ def _with_experts(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    **_DENSE,
-    **{f"ds_moe_{name}": _with_experts(fields) for name, fields in _DENSE.items()},
+    **_NAMED,
+    **{f"ds_moe_{name}": _with_experts(fields) for name, fields in _NAMED.items()},
 }
 
 
@@ -92,7 +123,7 @@ class PresetFields(Config):
     preset: str | None = Field(
         default=None,
         description="Named sizes for fields that are not given: "
-        + ", ".join(f"`{name}`" for name in _DENSE)
+        + ", ".join(f"`{name}`" for name in _NAMED)
         + "; each also with experts, as `ds_moe_tiny`.",
     )
 
@@ -111,7 +142,7 @@ class PresetFields(Config):
     @classmethod
     def _check_preset(cls, preset: str | None) -> str | None:
         if preset is not None and preset not in PRESETS:
-            known = ", ".join(_DENSE)
+            known = ", ".join(_NAMED)
             raise ValueError(
                 f"no preset {preset!r}{_meant(preset)}; there are {known}, each also as ds_moe_..."
             )

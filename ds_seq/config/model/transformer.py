@@ -21,7 +21,7 @@ from ds_seq.config.model.positions import PositionFields
 from ds_seq.config.model.presets import PresetFields
 from ds_seq.config.model.residual import ResidualFields
 from ds_seq.config.model.stack import StackFields
-from ds_seq.names import Stack
+from ds_seq.names import LoraModule, Stack
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,11 @@ class TransformerConfig(TransformerFields):
         """Return incompatible settings as (field, message) pairs."""
         return [
             *(self.mixer_errors(self.d_model) or self._head_errors()),
+            *self.retention_errors(self.d_model),
             *self.ffn_errors(),
             *self.embedding_errors(self.d_model),
             *self.residual_errors(),
-            *self.positions.errors(self.d_model, self.head_width(self.d_model)),
+            *self._position_errors(),
             *self.moe_errors(),
             *self.multiway_errors(self.lora is not None),
             *self.adapter_errors(),
@@ -97,6 +98,14 @@ class TransformerConfig(TransformerFields):
         if self.lora is not None and self.pruned_heads is not None:
             return [("lora", "cannot change attentions without some heads (pruned_heads)")]
         return self.lora_errors(self.linear.packed_bits is None, self.moe is not None)
+
+    def _position_errors(self) -> list[tuple[str, str]]:
+        if any(not self.retention_of(stack) for stack in self.stacks):
+            return self.positions.errors(self.d_model, self.head_width(self.d_model))
+        if self.positions.name == "none":
+            return []
+        message = "no stack has self-attention, and retention has its own; set it to none"
+        return [("positions", message)]
 
     def _head_errors(self) -> list[tuple[str, str]]:
         if self.pruned_heads is None:
@@ -144,7 +153,9 @@ class TransformerConfig(TransformerFields):
         norms = self.residual_params(depth * (mixers + 1), norm)
         if self.embedding_norm:
             norms += norm
-        if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
+        retention = self.retention_of(stack)
+        if self.has_inner_norms and retention is None:
+            # of self-attention; those of feed-forwards are counted with them
             norms += depth * self.norm.num_params(self.num_heads * self.head_width(self.d_model))
         size = _dense(depth * self._mixers(stack) - self.pruned_params(self.d_model, stack) + norms)
         counts = self.expert_counts(stack)
@@ -154,7 +165,9 @@ class TransformerConfig(TransformerFields):
         size += ModelSize(further * size.total, 0)
         for num_experts in filter(None, counts):
             size += self._ffn_size(num_experts, stack)
-        positions = self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
+        positions = 0
+        if retention is None:
+            positions = self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
         adapters = (self.adapter_params(stack, norm), self.active_adapter_params(stack, norm))
         size += ModelSize(*(depth * count for count in adapters))
         return size + _dense(positions)
@@ -165,10 +178,17 @@ class TransformerConfig(TransformerFields):
         return attentions + self.attention_changes(stack)
 
     def attention_changes(self, stack: Stack) -> int:
-        """Return the parameters of the low-rank changes of the attentions of one layer."""
+        """Return the parameters of the low-rank changes of the mixers of one layer."""
         head = self.head_width(self.d_model)
-        widths = (self.num_heads * head, (self.num_kv_heads or self.num_heads) * head)
-        return self.mixer_lora_params(stack, *widths, MIXERS_PER_LAYER[stack])
+        own, shared = self.num_heads * head, (self.num_kv_heads or self.num_heads) * head
+        widths: dict[LoraModule, int] = {"query": own, "key": shared, "value": shared}
+        attention = self.mixer_lora_params(stack, {**widths, "output": own})
+        changes, retention = self.attentions_of(stack) * attention, self.retention_of(stack)
+        if retention is not None:
+            values = retention.values(self.d_model)
+            widths = {"query": self.d_model, "key": self.d_model, "value": values, "output": values}
+            changes += self.mixer_lora_params(stack, widths)
+        return changes
 
     def _ffn_size(self, num_experts: int, stack: Stack) -> ModelSize:
         """Return the size of a dense feed-forward, or of experts with router and dense branch."""

@@ -11,6 +11,7 @@ from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.lora import Lora, LoraLinear, lora_scale
+from ds_seq.modules.retention import Retention
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.lora import ExpertsLora
 from ds_seq.names import LoraModule
@@ -39,10 +40,15 @@ def _change(module: nn.Module, lora: LoraConfig) -> None:
             setattr(module, name, LoraLinear(map, change))
 
 
-def _parts(module: nn.Module) -> list[tuple[str, list[LoraModule]]]:
-    """Return the maps of an attention or a feed-forward, and what their fused parts are."""
+def _parts(module: nn.Module) -> list[tuple[str, list[LoraModule | None]]]:
+    """Return the maps of a mixer or a feed-forward, and what their fused parts are.
+
+    The gate of retention is none of the modules that can be changed.
+    """
     if isinstance(module, SelfAttention):
         return [("qkv", ["query", "key", "value"]), ("output", ["output"])]
+    if isinstance(module, Retention):
+        return [("qkvg", ["query", "key", "value", None]), ("output", ["output"])]
     if isinstance(module, CrossAttention):
         return [("query", ["query"]), ("key_value", ["key", "value"]), ("output", ["output"])]
     if isinstance(module, FeedForward):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.models.build.linear import linear_maker
 from ds_seq.models.build.norm import make_norm
 from ds_seq.models.build.positions import make_rotary
 from ds_seq.modules.attention import AttentionNorms, CrossAttention, SelfAttention
 from ds_seq.modules.body import Body
+from ds_seq.modules.linear import LinearMaker
 from ds_seq.names import Stack
 
 
 def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
-    """Make the self-attention of a layer; in a decoder, tokens attend to the past only."""
+    """Make what a layer has to mix the tokens of its own text; a decoder sees the past only."""
     causal = stack == "decoder"
-    sets = cfg.sets_of(stack)
+    retention, sets = cfg.retention_of(stack), cfg.sets_of(stack)
+    if retention is not None:
+        return _make_retention(cfg, retention, causal, linear_maker(cfg, sets))
     norms = _query_key_norms(cfg, sets)
     if cfg.has_inner_norms:
         width = cfg.num_heads * cfg.head_width(cfg.d_model)
@@ -30,6 +34,26 @@ def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
         linear_maker(cfg, sets),
         cfg.head_dim,
         cfg.kept_heads(stack, layer),
+    )
+
+
+def _make_retention(
+    cfg: TransformerConfig, section: RetentionConfig, causal: bool, make_linear: LinearMaker
+) -> Body:
+    from ds_seq.modules.retention import Retention, decays_of  # only where it is used
+
+    num_heads = section.heads(cfg.num_heads)
+    return Retention(
+        cfg.d_model,
+        num_heads,
+        section.values(cfg.d_model),
+        decays_of(section.shortest_memory, section.longest_memory, num_heads),
+        causal,
+        section.theta,
+        section.gate_activation,
+        section.eps,
+        section.chunk_of,
+        make_linear,
     )
 
 

@@ -10,12 +10,15 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.modules.position_bias import Window
 from ds_seq.modules.position_kinds import POSITIONS
 from ds_seq.modules.rotary import RotaryPositions
+from ds_seq.names import Stack
 
 
-def make_rows(cfg: TransformerConfig) -> nn.Module | None:
-    """Make the positions that a stack adds to its embedded tokens, if any."""
+def make_rows(cfg: TransformerConfig, stack: Stack) -> nn.Module | None:
+    """Make the positions that a stack adds to its embedded tokens, if any; retention needs none."""
     make = POSITIONS[cfg.positions.name].rows
-    return None if make is None else make(cfg.d_model, cfg.max_positions, **_options(cfg))
+    if make is None or cfg.retention_of(stack) is not None:
+        return None
+    return make(cfg.d_model, cfg.max_positions, **_options(cfg))
 
 
 def make_rotary(cfg: TransformerConfig, causal: bool) -> RotaryPositions | None:
@@ -26,8 +29,11 @@ def make_rotary(cfg: TransformerConfig, causal: bool) -> RotaryPositions | None:
     return make(cfg.head_width(cfg.d_model), causal, cfg.max_positions, **_options(cfg))
 
 
-def make_bias(cfg: TransformerConfig, causal: bool) -> nn.Module | None:
+def make_bias(cfg: TransformerConfig, stack: Stack) -> nn.Module | None:
     """Make the bias by distance of the scores of a stack's self-attentions, if any."""
+    if cfg.retention_of(stack) is not None:
+        return None
+    causal = stack == "decoder"
     make = POSITIONS[cfg.positions.name].bias
     bias = None if make is None else make(cfg.num_heads, causal, **_options(cfg))
     return bias if cfg.attention_window is None else Window(cfg.attention_window, bias, causal)

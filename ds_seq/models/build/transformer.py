@@ -127,13 +127,13 @@ def _stack(cfg: TransformerConfig, stack: StackName, layers: list[TransformerLay
     sets = cfg.sets_of(stack)
     return Stack(
         layers,
-        make_rows(cfg),
+        make_rows(cfg, stack),
         make_final_norm(cfg, stack),
         cfg.dropout,
         cfg.activation_checkpointing,
         cfg.layer_drop,
         cfg.repeats_of(stack),
-        make_bias(cfg, causal=stack == "decoder"),
+        make_bias(cfg, stack),
         make_norm(cfg, sets=sets) if cfg.embedding_norm else None,
         _way_finder(sets),
     )

@@ -11,6 +11,7 @@ from ds_seq import cli
 from ds_seq.config.load import load_experiment
 from tests.data.toy import write_toy
 
+FOLDERS = Path(__file__).parents[2] / "data" / "huggingface"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -45,6 +46,14 @@ def test_check_and_prepare_accept_it(arguments: list[str], capsys: Capture) -> N
     assert (config.model.moe is not None) == ("--experts" in arguments)
     assert (config.train.validate_every is not None) == ("--valid-source" in arguments)
     assert (Path(config.data.dir) / "train.manifest.json").is_file()
+
+
+@pytest.mark.usefixtures("text")
+def test_one_language_means_summarization(capsys: Capture) -> None:
+    languages = ["--source-lang", "en", "--target-lang", "en"]
+    config = load_experiment(written(capsys, *VALID, *languages))
+    assert (config.data.languages, config.data.long_pairs) == (("en", "en"), "truncate_source")
+    assert config.data.clean.max_ratio > 1000
 
 
 @pytest.mark.usefixtures("text")
@@ -165,3 +174,39 @@ def test_mistakes_in_forms_are_one_line(
     assert cli.main(["init", *arguments]) == 2
     captured = capsys.readouterr()
     assert words in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+@pytest.mark.usefixtures("text")
+def test_a_model_of_transformers_is_fine_tuned_by_four_commands(capsys: Capture) -> None:
+    folder = str(FOLDERS / "fsmt")
+    imported = ["import", "huggingface", folder, "--out", "runs/fsmt", "--no-compare"]
+    assert cli.main(imported) == 0
+    capsys.readouterr()
+    path = written(capsys, *VALID, "--from-model", "runs/fsmt", "--freeze", "encoder", "embeddings")
+    assert cli.main(["check", str(path)]) == 0 and cli.main(["prepare", str(path)]) == 0
+    config, base = load_experiment(path), load_experiment("runs/fsmt/config.yaml")
+    assert (config.model, config.data.vocab) == (base.model, base.data.vocab)
+    assert config.generation == base.generation
+    assert (config.train.init_from, config.train.freeze) == ("runs/fsmt", ["encoder", "embeddings"])
+    capsys.readouterr()
+    other = written(capsys, "--from-model", "runs/fsmt", "--source-lang", "cs", "--name", "x")
+    assert load_experiment(other).data.source_lang == "cs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--from-model", "nowhere"], "--from-model nowhere: no such folder"),
+        (["--from-model", "train.en"], "--from-model train.en: is a file; give a run folder"),
+        (["--from-model", "."], "has no config.yaml; give a run folder"),
+        (["--from-model", str(FOLDERS / "bart")], "import it once and give that: ds-seq import"),
+        (["--freeze", "encoder"], "--freeze: is for --from-model"),
+    ],
+)
+@pytest.mark.usefixtures("text")
+def test_mistakes_of_fine_tuning_are_one_line(
+    arguments: list[str], words: str, capsys: Capture
+) -> None:
+    assert cli.main(["init", *TRAIN, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from ds_seq.config.load import dump, load_experiment, read_experiment
-from ds_seq.config.schema import sections
+from ds_seq.config.schema import Section, sections
 from ds_seq.config.yaml_file import parse_value, to_yaml
 from ds_seq.errors import UserError
 from tests.unit.config.fixture_types import WriteFile
@@ -203,20 +204,38 @@ def test_a_misplaced_key_is_reported_with_its_home(
     assert words in line
 
 
-@pytest.mark.parametrize("value", ["x", "[x]", "[[]]", "{x: 1}", "3.5", "-3", "true", "null"])
+WRONG = ("x", "[x]", "[[]]", "{x: 1}", "3.5", "-3", "true", "null")
+
+
+def one_of_each_type() -> list[tuple[Section, str]]:
+    """Sections and fields, one for each type of a value with its bounds."""
+    found: dict[str, tuple[Section, str]] = {}
+    for section, name in every_option():
+        field = section.config.model_fields[name]
+        found.setdefault(f"{field.annotation} {field.metadata}", (section, name))
+    return list(found.values())
+
+
+def every_option() -> list[tuple[Section, str]]:
+    return [(section, name) for section in sections() for name in section.config.model_fields]
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize(
+    "options", [one_of_each_type, pytest.param(every_option, marks=pytest.mark.slow)]
+)
 def test_a_wrong_value_is_answered_in_the_words_of_a_file(
-    minimal: dict[str, Any], value: str
+    minimal: dict[str, Any], value: str, options: Callable[[], list[tuple[Section, str]]]
 ) -> None:
-    """For every option of the schema: no traceback, and none of pydantic's own words."""
+    """For options of the schema: no traceback, and none of pydantic's own words."""
     words = r"\b(valid|parse|interpret|Input|constrained|None|True)\b"
-    for section in sections():
+    for section, field in options():
         kind = section.variant.split(",")[0]
         overrides = [f"{section.path}.name={kind}"] if kind not in ("", "external") else []
-        for field in section.config.model_fields:
-            try:
-                read_experiment(minimal, [*overrides, f"{section.path_of(field)}={value}"])
-            except UserError as error:
-                assert not re.search(words, str(error).replace("data.raw.valid", "")), str(error)
+        try:
+            read_experiment(minimal, [*overrides, f"{section.path_of(field)}={value}"])
+        except UserError as error:
+            assert not re.search(words, str(error).replace("data.raw.valid", "")), str(error)
 
 
 def test_a_mapping_is_not_changed_by_overrides(minimal: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from ds_seq.config.model.router import ROUTERS
 from tests.unit.config.fixture_types import MakeConfig
 
 ENCODER = {"placement": "encoder"}
-README = Path(__file__).parents[3] / "README.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "EXPERTS.md"
 RECIPES = [
-    line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("moe: {")
+    line for line in GUIDE.read_text(encoding="utf-8").splitlines() if line.startswith("moe: {")
 ]
 
 
@@ -212,7 +212,7 @@ def test_routing_by_language_goes_with_tags_in_the_vocabulary(make: MakeConfig) 
     assert config.model.moe is not None and config.model.moe.router == "language"
 
 
-def test_the_readme_has_a_recipe_for_every_router() -> None:
+def test_the_guide_has_a_recipe_for_every_router() -> None:
     assert {yaml.safe_load(line)["moe"].get("router", "softmax") for line in RECIPES} == set(
         ROUTERS
     )

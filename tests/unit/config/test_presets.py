@@ -44,7 +44,8 @@ FIELDS: dict[str, tuple[Any, ...]] = {
 
 
 def test_all_presets_are_compared() -> None:
-    assert PRESETS.keys() == FAIRSEQ.keys() | {f"ds_moe_{name}" for name in FAIRSEQ}
+    known = {name for name in PRESETS if "retnet" not in name}
+    assert known == FAIRSEQ.keys() | {f"ds_moe_{name}" for name in FAIRSEQ}
 
 
 @pytest.mark.parametrize("preset", FAIRSEQ)

@@ -8,8 +8,10 @@ import numpy as np
 
 from ds_seq.config.data import DataConfig
 from ds_seq.data.batch import ParallelDataset
+from ds_seq.data.corpora import CorporaDataset, Part
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.truncation import TruncatedSource
+from ds_seq.tasks import numbers_of_tags
 from tests.unit.data.test_dataset import SYMBOLS
 
 
@@ -45,3 +47,20 @@ def test_no_pair_is_left_out_for_its_source(reader: ShardReader) -> None:
 def test_the_ends_of_files_of_one_language(corpus: Path) -> None:
     data = DataConfig(source_lang="en", target_lang="en", dir="x", raw=str(corpus))
     assert data.file_ends == ("source", "target")
+
+
+def test_tags_have_room_besides_what_is_left_of_a_source(reader: ShardReader) -> None:
+    corpora = {"a": {"tsv": "a.tsv", "tag": "<a>"}, "b": {"tsv": "b.tsv"}}
+    section = {"source_lang": "en", "target_lang": "en", "dir": "x", "corpora": corpora}
+    data = DataConfig(**section, vocab={"user_symbols": ["<a>"]}, long_pairs="truncate_source")
+    assert numbers_of_tags(data) == ([0, 1, 0], [0, 0, 0])
+    most = int(np.median(reader.lengths[:, 0]))
+    parts = [
+        Part("a", range(150), ("en", "en"), ((9,), ())),
+        Part("b", range(150, 300), ("en",) * 2),
+    ]
+    dataset = CorporaDataset(TruncatedSource(reader, (most - 1, None)), parts, most, None)
+    assert dataset.num_left_out == 0 and dataset.lengths[:, 0].max() == most
+    longest = int(np.argmax(dataset.lengths[:150, 0]))
+    ids = dataset.collate([longest], SYMBOLS).inputs.source[0].tolist()
+    assert len(ids) == most and ids[0] == 9 and ids[-1] == SYMBOLS.eos

@@ -23,6 +23,7 @@ from tests.unit.models.test_sublayers import walk
 VOCAB = 23
 MOE = {"num_experts": 4, "top_k": 2, "every": 1, "capacity_factor": None}
 YARN = {"name": "rotary", "scaling": "yarn", "factor": 4.0, "original_length": 16}
+RETENTION = {"name": "retention", "shortest_memory": 4.0}
 VALUES: dict[str, dict[str, Any]] = {
     "rms": {"norm": "rms"},
     "deepnorm": {"norm_position": "deepnorm"},
@@ -67,6 +68,25 @@ VALUES: dict[str, dict[str, Any]] = {
         "activation": "swiglu",
     },
     "lora": {"lora": {"rank": 2, "modules": ["query", "key", "value", "output", "up", "down"]}},
+    "retention": {"decoder_mixer": RETENTION},
+    "retention only": {
+        "encoder_mixer": {**RETENTION, "chunk_size": 3},
+        "decoder_mixer": {**RETENTION, "value_width": 12, "num_heads": 2},
+        "positions": "none",
+        "norm_position": "subln",
+    },
+    "retention and more": {
+        "encoder_mixer": RETENTION,
+        "positions": "buckets",
+        "attention_window": 3,
+        "linear": "bitnet",
+        "multiway": {"markers": {"a": 0, "b": 1}},
+    },
+    "changed retention": {
+        "decoder_mixer": {**RETENTION, "gate_activation": "gelu", "longest_memory": 8.0},
+        "positions": "learned",
+        "lora": {"rank": 2, "modules": ["query", "value", "output"]},
+    },
     "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
 }
 
@@ -123,7 +143,9 @@ def test_each_value_makes_another_model(build, pairs, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["subln rms", "yarn", "xpos", "alibi", "buckets", "window alibi"])
+@pytest.mark.parametrize(
+    "name", ["subln rms", "yarn", "xpos", "alibi", "buckets", "window alibi", "retention only"]
+)
 def test_half_precision_stays_near_single(build, pairs, name, dtype):
     model = build(num_heads=4, **VALUES[name]).eval()
     with torch.no_grad():

@@ -39,6 +39,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     | {"yarn": {"positions": {**_LONGER, "scaling": "yarn", "original_length": 16}}}
     | {"ntk": {"positions": {**_LONGER, "scaling": "ntk"}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
+    "encoder mixer": {
+        "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}}
+    },
+    "decoder mixer": {"retention": {"decoder_mixer": "retention"}},
     "head width": {"head width": {"head_dim": 6}},
     "bias": {"no biases": {"linear_bias": False}},
     "output bias": {"output bias": {"output_bias": True}},
@@ -79,7 +83,8 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
 }
 _LORA = ("lora", "stable")
 REFUSED = {
-    "pruned": ("subln", "shared", "one", *_LORA),
+    "pruned": ("subln", "shared", "one", "retention before", *_LORA),
+    "retention": ("retention before",),  # unless there are no positions, see `test_axes.py`
     **dict.fromkeys(("ternary", "binary", "multiway", "multiway encoder"), _LORA),
 }
 """Values that cannot go with others."""

@@ -44,6 +44,12 @@ CASES: tuple[dict[str, Any], ...] = (
     {"attention_window": 5},
     {"attention_dropout": 0.1},
     {"head_dim": 24, "num_kv_heads": 2, "linear_bias": False},
+    {"decoder_mixer": "retention", "attention_dropout": 0.1, "linear": "bitnet"},
+    {
+        "encoder_mixer": {"name": "retention", "chunk_size": 8},
+        "decoder_mixer": {"name": "retention", "chunk_size": 8, "value_width": 96, "num_heads": 2},
+        "positions": "none",
+    },
     {"adapters": {"ids": ["a", "b"], "active": "b"}},
     {"adapters": {"ids": ["a"], "active": "a", "gate": True, "norm": "last"}, "activation": "gelu"},
     {"lora": {"rank": 32, "modules": ["query", "output", "up", "down"], "dropout": 0.1}},

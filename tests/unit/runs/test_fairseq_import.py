@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,19 @@ import torch
 from torch import Tensor
 
 from ds_seq import cli
+from ds_seq.data.fairseq import open_fairseq
+from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq import importing
 from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run, open_run
-from tests.data.fairseq import write_recorded
+from tests.data.fairseq import write_checkpoints, write_recorded
 from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, write
 
 Capture = pytest.CaptureFixture[str]
-RECORDED = Path(__file__).parents[2] / "data" / "fairseq_checkpoints.tar.xz"
-NAMES = ("post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized")
+NAMES = (
+    "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
+    "alibi", "fused", "languages",
+)  # fmt: skip
 
 
 def run_import(path: Path, out: Path, *more: str) -> int:
@@ -34,17 +37,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints that fairseq wrote, what it computed, and the data that they are for."""
     folder = tmp_path_factory.mktemp("recorded")
     write_recorded(folder)
-    # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
-    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(RECORDED) as archive:
-        archive.extractall(folder, **safely)
+    write_checkpoints(folder)
     return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_computes_what_fairseq_computed(name: str, recorded: Path, tmp_path: Path) -> None:
     words = ["--dict", str(recorded / "spm" / "dict.en.txt"), "--out", str(tmp_path / "run")]
-    more = ["--sentencepiece", str(recorded / "spm.model")]
+    more = ["--sentencepiece", str(recorded / "spm.model"), "--source-lang", "en"]
+    more += ["--target-lang", "de"]  # which a model of several languages does not name
     assert cli.main(["import", "fairseq", str(recorded / f"{name}.pt"), *words, *more]) == 0
     run = load_run(tmp_path / "run", "best", dtype=torch.float64)
     pairs = json.loads((recorded / "pairs.json").read_text(encoding="utf-8"))
@@ -54,6 +55,68 @@ def test_a_model_computes_what_fairseq_computed(name: str, recorded: Path, tmp_p
             ours = run.seq2seq(inputs_of(source, target)).logits
         assert (ours - theirs).abs().max() < 1e-5  # recorded in float32
     assert (run.card.source_lang, run.card.target_lang) == ("en", "de")
+
+
+MULTILINGUAL: dict[str, Any] = {
+    "task": "translation_multi_simple_epoch", "langs": ["de", "en"], "encoder_langtok": "tgt",
+    "decoder_langtok": True, "source_lang": None, "target_lang": None,
+}  # fmt: skip
+
+
+def multilingual(folder: Path, **more: Any) -> Path:
+    """A checkpoint whose two last symbols are the languages, which are not in `dict.txt`."""
+    path = write(folder, shared_model(), arguments(**{**MULTILINGUAL, **more}))
+    lines = (folder / "dict.txt").read_text().splitlines()
+    (folder / "dict.txt").write_text("".join(f"{line}\n" for line in lines[:-2]))
+    return path
+
+
+def test_the_languages_of_a_multilingual_model_open_its_sentences(tmp_path: Path) -> None:
+    path, run, names = multilingual(tmp_path), tmp_path / "run", tmp_path / "names"
+    pair = ["--source-lang", "en", "--target-lang", "de"]
+    assert run_import(path, run, *pair) == 0
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("word1 word2\n", encoding="utf-8")
+    assert cli.main(["generate", str(run), "--input", str(text), "--output", str(out),
+                     "--format", "fairseq", "--max-len-b", "5"]) == 0  # fmt: skip
+    source, *rows = out.read_text(encoding="utf-8").splitlines()
+    assert source == "S-0\t__de__ word1 word2"  # as --encoder-langtok tgt says
+    found, scores = (row.split("\t")[-1].split() for row in (rows[0], rows[2]))
+    assert len(scores) == len(found) + 2 and "__de__" not in found
+    with_file = multilingual(tmp_path / "other", langs=None, lang_dict="there/langs.txt")
+    names.write_text("de\nen\n")
+    assert run_import(with_file, tmp_path / "again", "--lang-dict", str(names), *pair) == 0
+    both = [open_run(folder, "best").tokenizers.fingerprint for folder in (run, tmp_path / "again")]
+    assert both[0] == both[1]
+    tokenizers = open_run(run, "best").tokenizers
+    with pytest.raises(UserError, match="no symbols of languages in front"):
+        open_fairseq("", "train", tokenizers.fingerprint, folders=["x"], languages=("en", "de"),
+                     tokenizers=tokenizers)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "pair", "message"),
+    [
+        ({}, ("fr", "de"), "--source-lang fr: no language of the checkpoint; there are de, en"),
+        ({"langs": None, "lang_dict": "x/l.txt"}, ("en", "de"), "from x/l.txt; give that file as"),
+        ({"langs": None}, ("en", "de"), "lists no languages; give them as --lang-dict"),
+        (
+            {"lang_tok_replacing_bos_eos": True},
+            ("en", "de"),
+            "--lang-tok-replacing-bos-eos: cannot",
+        ),
+        ({"langtoks_specs": ["main", "dae"]}, ("en", "de"), "only main can be imported"),
+        ({"langs": ["de", "en", "fr"]}, ("en", "de"), r"say \(25, 8\)"),
+    ],
+)
+def test_languages_that_cannot_be_imported_are_named(
+    given: dict[str, Any], pair: tuple[str, str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = multilingual(tmp_path, **given)
+    codes = ["--source-lang", pair[0], "--target-lang", pair[1]]
+    assert run_import(path, tmp_path / "run", *codes) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_tensor_is_accounted_for(tmp_path: Path, capsys: Capture) -> None:
@@ -114,12 +177,64 @@ def test_fused_projections_and_other_names_of_old_files(tmp_path: Path) -> None:
     assert run_import(write(tmp_path, state, arguments()), tmp_path / "run") == 0
 
 
+def table_of(run: Path) -> Tensor:
+    return load_run(run, "best").model.state_dict()["target_embedding.weight"]
+
+
+def test_a_mean_of_checkpoints_and_stored_averages(tmp_path: Path, capsys: Capture) -> None:
+    first, second = shared_model(), shared_model()
+    table = "encoder.embed_tokens.weight"
+    for name in (table, "decoder.embed_tokens.weight", "decoder.output_projection.weight"):
+        first[name] = first[name].half()
+        second[name] = first[table].float() + 0.5
+    path = write(tmp_path, first, arguments())
+    other = write(tmp_path / "other", second, arguments())
+    assert run_import(path, tmp_path / "mean", "--average", str(other)) == 0
+    torch.testing.assert_close(table_of(tmp_path / "mean"), first[table].float() + 0.25)
+    assert run_import(path, tmp_path / "run", "--ema") == 2
+    assert "--ema: has no averages of weights" in capsys.readouterr().err
+    stored = torch.load(path, weights_only=False)
+    stored["extra_state"] = {"ema": second}
+    torch.save(stored, path)
+    assert run_import(path, tmp_path / "ema", "--ema") == 0
+    torch.testing.assert_close(table_of(tmp_path / "ema"), second[table])
+    without_bias(second)
+    other = write(tmp_path / "other", second, arguments())
+    assert run_import(path, tmp_path / "run", "--average", str(other)) == 2
+    assert "layers.0.fc1.bias has the shape none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_low_rank_changes_are_in_the_weights_already(tmp_path: Path, capsys: Capture) -> None:
+    """As VarunGumma/fairseq stores them, which adds them to the weights before it saves."""
+    state = shared_model()
+    for name in ("encoder.layers.0.self_attn.q_proj", "decoder.layers.0.encoder_attn.v_proj"):
+        state |= {f"{name}.lora_A": torch.ones(2, 8), f"{name}.lora_B": torch.ones(8, 2)}
+    given = arguments(lora_args='{"r": 2, "target_modules": "q_proj,v_proj"}')
+    assert run_import(write(tmp_path, state, given), tmp_path / "run") == 0
+    left = [line for line in capsys.readouterr().out.splitlines() if "lora_" in line]
+    assert len(left) == 4 and all(re.match(r"left .*already in the weight", x) for x in left)
+    assert open_run(tmp_path / "run", "best").model_config.lora is None
+
+
 def with_more(state: dict[str, Tensor]) -> None:
-    state["encoder.layers.0.adapter_block.weight"] = torch.ones(2)
+    state["encoder.layers.0.adapter_block.adapters.hi.up.weight"] = torch.ones(2)
 
 
 def without_bias(state: dict[str, Tensor]) -> None:
     del state["encoder.layers.0.fc1.bias"]
+
+
+def with_two_more(state: dict[str, Tensor]) -> None:
+    state |= {"encoder.a": torch.ones(2), "decoder.b": torch.ones(2)}
+
+
+def not_a_number(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.bias"][3] = float("nan")
+
+
+def of_integers(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.bias"] = torch.ones(12, dtype=torch.int64)
 
 
 def wider(state: dict[str, Tensor]) -> None:
@@ -129,7 +244,11 @@ def wider(state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "given", "message"),
     [
-        (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.weight, which no model"),
+        (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.\S+, which no model"),
+        (with_two_more, {}, r"has encoder\.a, decoder\.b, which no model"),
+        (not_a_number, {}, r"layers\.0\.fc1\.bias has values that are no finite"),
+        (of_integers, {}, r"layers\.0\.fc1\.bias has values that are no finite"),
+        (None, {"encoder_layers": "x"}, r"best\.pt: model\.encoder_layers: should be a whole"),
         (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
         (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
@@ -138,6 +257,13 @@ def wider(state: dict[str, Tensor]) -> None:
         (None, {"source_lang": None}, "names no languages; add --source-lang"),
         (None, {"encoder_learned_pos": True}, "--encoder-learned-pos True and --decoder-learned"),
         (None, {"activation_fn": "tanh"}, "--activation-fn tanh: no such activation"),
+        (None, {"rope_args": '{"theta": 10000}'}, "--rope-args: rotates half of each head"),
+        (None, {"alibi_args": '{"type": "asymmetrical"}'}, "--alibi-args asymmetrical: distances"),
+        (
+            None,
+            {"encoder_kv_attention_heads": 1, "decoder_kv_attention_heads": 1},
+            "--encoder-kv-attention-heads 1: holds for self-attention only there",
+        ),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(
@@ -150,6 +276,16 @@ def test_what_has_no_counterpart_is_refused_by_name(
     captured = capsys.readouterr()
     assert re.search(message, captured.err) and "Traceback" not in captured.err
     assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path, capsys: Capture) -> None:
+    path = write(tmp_path, shared_model(), arguments())
+    for option in ("--dict", "--target-dict", "--codes", "--sentencepiece", "--lang-dict"):
+        assert run_import(path, tmp_path / "run", option, str(tmp_path / "none")) == 2
+        assert (
+            capsys.readouterr().err
+            == f"ds-seq: error: {option} {tmp_path}/none: no such file; correct the path\n"
+        )
 
 
 def test_another_result_is_an_error(

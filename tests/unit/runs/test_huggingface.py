@@ -6,6 +6,7 @@ benchmarks/parity/huggingface_side.py with transformers 5.24.0.
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
@@ -15,12 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 import ds_seq
 from ds_seq.config.modifiers import ModifiersConfig
+from ds_seq.data.batch import seq2seq_batch
 from ds_seq.data.modify import Changes, Modifier
+from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
-from ds_seq.runs.export import write_export
+from ds_seq.runs.export import export, write_export
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
 from ds_seq.runs.formats.imported import Imported, inputs_of
 from ds_seq.text.huggingface import HuggingFaceTokenizer
@@ -29,6 +34,13 @@ FOLDERS = Path(__file__).parents[2] / "data" / "huggingface"
 NAMES = sorted(path.name for path in FOLDERS.iterdir())
 NLLB = Languages("en", "de", "eng_Latn", "deu_Latn")
 CODES = {"nllb": NLLB, "nllb_moe": NLLB}
+OF_EXPERTS = {
+    "expert_capacity",
+    "moe_token_dropout",
+    "num_sparse_decoder_layers",
+    "num_sparse_encoder_layers",
+    "router_z_loss_coef",
+}
 _MOST_NEW_TOKENS = 38  # of 40 with the start and end symbols
 
 
@@ -109,6 +121,54 @@ def test_a_side_is_named_where_each_has_a_vocabulary():
         path = str(FOLDERS / name)
         with pytest.raises(UserError, match=message):
             HuggingFaceTokenizer.train([], size=9, path=path, side=side, **options)
+
+
+def test_an_export_of_an_import_is_the_folder_again(imported, tmp_path):
+    name, result, _ = imported
+    write_export(result.model, result.config, result.tokenizers, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out", "best", form="hf")
+    folders = (FOLDERS / name, tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in folders)
+    # NLLB-MoE's dropout of experts, which evaluation multiplies by, becomes part of their weights
+    for key in {key for key in before.keys() & after.keys() if ".experts." not in key}:
+        first = 2 if "embed_positions" in key else 0  # rows in front of it are not used
+        torch.testing.assert_close(after[key][first:], before[key][first:], atol=1e-6, rtol=1e-6)
+    for key in before.keys() ^ after.keys():  # tied, computed, or zeros
+        assert any(word in key for word in ("embed_", "lm_head", "final_logits_bias")), key
+    given, found = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    changed = {key for key in given.keys() & found.keys() if given[key] != found[key]}
+    assert changed <= {"forced_eos_token_id", "activation_function"} | OF_EXPERTS  # swish is silu
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    symbols, order = result.tokenizers.target.symbols, result.tokenizers.target.permutation()
+    assert generation["decoder_start_token_id"] == order[symbols.start]
+    forced = [order[number] for number in symbols.opening]  # the language, or `<s>` of BART
+    assert generation.get("forced_bos_token_id") == (forced[0] if forced else None)
+
+
+def test_an_import_learns_and_what_it_learned_is_exported(imported, tmp_path):
+    name, result, expected = imported
+    model, lines = copy.deepcopy(result.model).requires_grad_(True), expected["lines"][:6]
+    source, target = (
+        TokenBlock.of([side.symbols.framed(ids) for ids in side.encode_lines(text)])
+        for side, text in zip(result.tokenizers, (lines, lines[::-1]), strict=True)
+    )
+    batch = seq2seq_batch(source, target, result.tokenizers.symbols)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        logits = model.eval()(batch.inputs).logits
+        loss = cross_entropy(logits, batch.labels[batch.mask])
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    write_export(model, result.config, result.tokenizers, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out", "best", form="hf")
+    again = import_folder(tmp_path / "out", "again", CODES.get(name, Languages()))
+    with torch.no_grad():
+        logits = again.model(batch.inputs).logits
+    assert float(cross_entropy(logits, batch.labels[batch.mask])) < losses[-2]
 
 
 def test_every_tensor_is_accounted_for(imported):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _OF_TRAINING = frozenset(
 )
 
 
-_NOT_READ = ("encoder_add_adapters", "decoder_add_adapters", "rope_args", "alibi_args", "lora_args")
+_MERGED = "lora_args"  # low-rank changes are added to the weights before they are stored
 
 
 def find_arguments(checkpoint: Any, path: Path) -> dict[str, Any]:
@@ -52,8 +53,9 @@ def find_arguments(checkpoint: Any, path: Path) -> dict[str, Any]:
             part = config.get(section) if isinstance(config, Mapping) else None
             if isinstance(part, Mapping):
                 found |= _flat(part)
-                if section == "model" and "_name" in part:
-                    found.setdefault("arch", part["_name"])
+                key = {"model": "arch", "task": "task"}.get(section)
+                if key is not None and "_name" in part:
+                    found.setdefault(key, part["_name"])
     else:
         found = _flat(_plain(checkpoint.get("args")) or {})
     if not found:
@@ -135,9 +137,18 @@ def described_model(given: Given, path: Path) -> dict[str, Any]:
         is_refused = flag.fate == "refused" and flag in MODEL_FLAGS and dest not in _OF_TRAINING
         if is_refused and changes(flag, value):
             refusals.add(f"{flag.names[0]} {value}: {flag.note}")
-    for dest in _NOT_READ:
-        if given[dest]:
-            refusals.add(f"{given.name(dest)}: its weights cannot be imported yet")
+    if given["rope_args"] is not None:
+        refusals.add("--rope-args: rotates half of each head there, and all of it here")
+    for stack in ("encoder", "decoder"):
+        heads = given[f"{stack}_kv_attention_heads"]
+        if heads is not None and heads != given[f"{stack}_attention_heads"]:
+            refusals.add(
+                f"{given.name(f'{stack}_kv_attention_heads')} {heads}: holds for self-attention "
+                "only there, and for all attention here"
+            )
+    if given["alibi_args"] is not None and given["alibi_args"].get("type") == "asymmetrical":
+        refusals.add("--alibi-args asymmetrical: distances in an encoder count alike here")
+    given = replace(given, values={k: v for k, v in given.values.items() if k != _MERGED})
     section = model_section(given, refusals)
     refusals.raise_any(str(path))
     return section

@@ -6,6 +6,7 @@ Shapes: T target length, V vocabulary.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,12 @@ from ds_seq.models import build_model
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import GATED_ACTIVATIONS
 from ds_seq.runs.formats.fairseq.arguments import described_model, find_arguments, given_model
+from ds_seq.runs.formats.fairseq.languages import language_options
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
+from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
+from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
 from ds_seq.runs.formats.imported import Imported, inputs_of
 from ds_seq.text.build import train_tokenizers
 from ds_seq.text.fairseq_dict import Dictionary
@@ -49,6 +53,7 @@ class Vocabulary:
         codes: merges of subword-nmt or fastBPE.
         sentencepiece: SentencePiece model.
         moses: whether text is tokenized by Moses' rules.
+        languages: list of the languages of a multilingual model, if the training had one.
     """
 
     dictionary: Path
@@ -56,13 +61,16 @@ class Vocabulary:
     codes: Path | None
     sentencepiece: Path | None
     moses: bool
+    languages: Path | None = None
 
-    def section(self, path: Path) -> dict[str, Any]:
-        """Return the part of `data.vocab` for one of the dictionaries."""
+    def section(self, path: Path, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of `data.vocab` for one of the dictionaries; `more` are options of it."""
         files: dict[str, Any] = {"dictionary": str(path)}
         files |= {} if self.codes is None else {"codes": str(self.codes)}
         files |= {} if self.sentencepiece is None else {"sentencepiece": str(self.sentencepiece)}
-        return {"fairseq": files | ({"moses": True} if self.moses else {})}
+        files |= {"moses": True} if self.moses else {}
+        size = len(Dictionary.parse(read_vocab_file(path), str(path)).extended(_added(more)))
+        return {"fairseq": {**files, **more}, "size": size}
 
 
 def import_checkpoint(
@@ -71,6 +79,7 @@ def import_checkpoint(
     name: str,
     languages: tuple[str | None, str | None] = (None, None),
     text: Sequence[str] = (),
+    taken: Weights = OF_CHECKPOINT,
 ) -> Imported:
     """Read a checkpoint, and compare the model that it becomes with what it computes.
 
@@ -80,17 +89,22 @@ def import_checkpoint(
         name: name of the new run.
         languages: language codes of source and target; None: those of the checkpoint.
         text: lines of source text to compare on; empty: symbols of the dictionary.
+        taken: which weights to take.
 
     Raises:
         UserError: a file is missing or damaged, the model has no counterpart, or the results
             differ.
     """
-    checkpoint = read_plain(path)
+    checkpoint = read_checkpoint(path)
     arguments = find_arguments(checkpoint, path)
     given = given_model(arguments)
     model_config = described_model(given, path)
-    state = _tensors(checkpoint["model"], path) | _experts_of(path)
-    config, tokenizers = _experiment(given, arguments, model_config, vocabulary, name, languages)
+    state = taken.read(checkpoint, path, _experts_of)
+    try:
+        made = _experiment(given, arguments, model_config, vocabulary, name, languages)
+    except UserError as error:  # a value that no model can have
+        raise UserError(str(error).replace("experiment: ", f"{path}: ")) from None
+    config, tokenizers = made
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
     converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
     with torch.no_grad():
@@ -106,13 +120,6 @@ def import_checkpoint(
     return Imported(model, config, tokenizers, entries, difference, count, _updates(checkpoint))
 
 
-def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
-    if wrong is not None:
-        raise UserError(f"{path}: {wrong} is no tensor; give a checkpoint that fairseq wrote")
-    return {str(name): value.detach() for name, value in state.items()}
-
-
 def _experts_of(path: Path) -> dict[str, Tensor]:
     """Return the experts that DeepSpeed has written next to the checkpoint, one file each.
 
@@ -126,7 +133,7 @@ def _experts_of(path: Path) -> dict[str, Tensor]:
             content = content["module"]
         if not isinstance(content, Mapping):
             raise UserError(f"{file}: holds no tensors by name; copy it again")
-        found |= _tensors(content, file)
+        found |= named_tensors(content, file)
     return found
 
 
@@ -139,16 +146,11 @@ def _experiment(
     languages: tuple[str | None, str | None],
 ) -> tuple[ExperimentConfig, Tokenizers]:
     """Return the experiment of the imported model, and its tokenizers."""
-    codes = [
-        own or arguments.get(key)
-        for own, key in zip(languages, ("source_lang", "target_lang"), strict=True)
-    ]
-    for code, option in zip(codes, ("--source-lang", "--target-lang"), strict=True):
-        if not isinstance(code, str):
-            raise UserError(f"the checkpoint names no languages; add {option}")
+    codes = _codes(arguments, languages)
+    more = language_options(arguments, codes, vocabulary.languages)
     paths = [vocabulary.dictionary, vocabulary.target or vocabulary.dictionary]
     joint = paths[0] == paths[1] or paths[0].read_bytes() == paths[1].read_bytes()
-    sides = [{**vocabulary.section(p), "size": _dictionary_size(p)} for p in paths]
+    sides = [vocabulary.section(path, more) for path in paths]
     parts = sides[0] if joint else {"source": sides[0], "target": sides[1]}
     length = model["max_positions"]
     smoothing = given["label_smoothing"]
@@ -172,13 +174,26 @@ def _experiment(
     return config, train_tokenizers(config.data, [])
 
 
-def _dictionary_size(path: Path) -> int:
-    return len(Dictionary.parse(read_vocab_file(path), str(path)))
+def _added(options: Mapping[str, Any]) -> Sequence[str]:
+    return options.get("added_symbols", ())
+
+
+def _codes(
+    arguments: Mapping[str, Any], languages: tuple[str | None, str | None]
+) -> tuple[str, str]:
+    """Return the language codes of source and target."""
+    codes = []
+    for own, side in zip(languages, ("source", "target"), strict=True):
+        code = own or arguments.get(f"{side}_lang")
+        if not isinstance(code, str):
+            raise UserError(f"the checkpoint names no languages; add --{side}-lang")
+        codes.append(code)
+    return codes[0], codes[1]
 
 
 def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[int], list[int]]]:
     """Return pairs of ids to compare on: of the text, or symbols of the dictionaries."""
-    end = tokenizers.target.symbols.eos
+    source, target = tokenizers.source.symbols, tokenizers.target.symbols
     lines = [tokenizers.source.encode(line) for line in text]
     if not lines:
         draw = torch.Generator().manual_seed(1)
@@ -189,7 +204,10 @@ def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[i
     lines = [line[:_LONGEST] for line in lines if line]
     largest = len(tokenizers.target)
     # any target shows a difference; ids of the source are some
-    return [(line + [end], [end, *(token % largest for token in line)]) for line in lines]
+    return [
+        (source.framed(line), [target.eos, *target.opening, *(token % largest for token in line)])
+        for line in lines
+    ]
 
 
 def _compare(
@@ -210,7 +228,8 @@ def _compare(
         expected = reference.logits(source, target)
         with torch.no_grad():
             logits = twin(inputs_of(source, target)).logits
-        largest = max(largest, float((logits - expected).abs().max()))
+        apart = (logits - expected).abs().nan_to_num(nan=math.inf)
+        largest = max(largest, float(apart.max()))
         count += expected.numel()
     return largest, count
 

@@ -107,9 +107,26 @@ class Reference:
                 stack, f"{place}.encoder_attn_layer_norm", x,
                 lambda y: self._attend(f"{place}.encoder_attn", y, memory, is_causal=False),
             )  # fmt: skip
-        return self._residual(
+        x = self._residual(
             stack, f"{place}.final_layer_norm", x, lambda y: self._feed_forward(place, y)
         )
+        return self._adapt(stack, place, x)
+
+    def _adapt(self, stack: str, place: str, x: Tensor) -> Tensor:
+        """Pass through the adapter that was trained, if one was."""
+        given = self._given
+        if not given[f"{stack}_add_adapters"] or not given[f"{stack}_train_adapter"]:
+            return x
+        place = f"{place}.adapter_block.adapters.{given[f'{stack}_train_adapter']}"
+
+        def body(y: Tensor) -> Tensor:
+            y = self._map(f"{place}.up", y)
+            y = self._map(f"{place}.down", _PLAIN[given["adapter_activation_fn"]](y))
+            if given[f"{stack}_adapter_use_gating"]:  # a mean over the batch, of one sentence here
+                y = y * torch.sigmoid(self._map(f"{place}.gate", y))
+            return y
+
+        return self._residual(stack, f"{place}.layer_norm", x, body)
 
     def _residual(
         self, stack: str, norm: str, x: Tensor, body: Callable[[Tensor], Tensor]
@@ -131,28 +148,45 @@ class Reference:
         return F.linear(x, self._state[f"{place}.weight"], self._state.get(f"{place}.bias"))
 
     def _attend(self, place: str, x: Tensor, memory: Tensor, is_causal: bool) -> Tensor:
-        fused = self._state.get(f"{place}.in_proj_weight")
-        if fused is None:
-            query = self._map(f"{place}.q_proj", x)
-            key, value = (self._map(f"{place}.{part}_proj", memory) for part in "kv")
-        else:  # before fairseq 0.9
-            maps = zip(fused.chunk(3), self._state[f"{place}.in_proj_bias"].chunk(3), strict=True)
-            inputs = (x, memory, memory)
-            query, key, value = (F.linear(y, w, b) for y, (w, b) in zip(inputs, maps, strict=True))
+        query, key, value = self._queries_keys_values(place, x, memory)
         heads = self._given[f"{place.partition('.')[0]}_attention_heads"]
         width = query.size(-1) // heads
         query, key, value = (y.view(len(y), -1, width).transpose(0, 1) for y in (query, key, value))
         key, value = (y.repeat_interleave(heads // len(y), 0) for y in (key, value))
         scores = query @ key.transpose(1, 2) / math.sqrt(width)
+        if self._given["alibi_args"] is not None and place.endswith("self_attn"):
+            scores = scores + _alibi(heads, len(x))
         if is_causal:
             scores = scores + torch.full_like(scores, -math.inf).triu(1)
         joined = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
         return self._map(f"{place}.out_proj", joined)
 
+    def _queries_keys_values(self, place: str, x: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of three maps, of which some may be in one matrix."""
+        fused = self._state.get(f"{place}.in_proj_weight")
+        if fused is not None:  # before fairseq 0.9
+            maps = zip(fused.chunk(3), self._state[f"{place}.in_proj_bias"].chunk(3), strict=True)
+            inputs = (x, memory, memory)
+            return tuple(F.linear(y, w, b) for y, (w, b) in zip(inputs, maps, strict=True))
+        if f"{place}.qkv_proj.weight" in self._state:  # of VarunGumma/fairseq
+            joined = self._map(f"{place}.qkv_proj", x)
+            narrow = (joined.size(-1) - x.size(-1)) // 2
+            return joined.split([x.size(-1), narrow, narrow], dim=-1)
+        query = self._map(f"{place}.q_proj", x)
+        if f"{place}.kv_proj.weight" in self._state:
+            return (query, *self._map(f"{place}.kv_proj", memory).chunk(2, -1))
+        return (query, *(self._map(f"{place}.{part}_proj", memory) for part in "kv"))
+
     def _feed_forward(self, place: str, x: Tensor) -> Tensor:
         name = self._given["activation_fn"]
         if f"{place}.experts.deepspeed_moe.gate.wg.weight" in self._state:
-            return self._experts(f"{place}.experts.deepspeed_moe", x)
+            modules = f"{place}.experts.deepspeed_moe.experts.deepspeed_experts"
+            router, top_k = f"{place}.experts.deepspeed_moe.gate.wg.weight", self._given["top_k"]
+            return self._experts(router, modules, ("0", "3"), top_k, F.relu, x)
+        if f"{place}.moe_layer.gate.wg.weight" in self._state:
+            modules, router = f"{place}.moe_layer.experts", f"{place}.moe_layer.gate.wg.weight"
+            top_k = 1 if self._given["moe_top1_expert"] else 2
+            return self._experts(router, modules, ("fc1", "fc2"), top_k, _PLAIN[name], x)
         if f"{place}.glu_ffn_module.fc1.weight" in self._state:
             value, gate = self._map(f"{place}.glu_ffn_module.fc1", x).chunk(2, -1)
             return self._map(f"{place}.glu_ffn_module.fc2", _GATES[name](gate) * value)
@@ -161,20 +195,35 @@ class Reference:
             return self._map(f"{place}.glu.down_proj", value * _PLAIN[name](gate))
         return self._map(f"{place}.fc2", _PLAIN[name](self._map(f"{place}.fc1", x)))
 
-    def _experts(self, place: str, x: Tensor) -> Tensor:
+    def _experts(
+        self,
+        router: str,
+        modules: str,
+        maps: tuple[str, str],
+        top_k: int,
+        activation: Callable[[Tensor], Tensor],
+        x: Tensor,
+    ) -> Tensor:
         """Send each token to its best experts, none of which is ever full."""
-        probabilities = (x @ self._state[f"{place}.gate.wg.weight"].T).softmax(-1)
-        weights, chosen = probabilities.topk(self._given["top_k"], -1)
-        if self._given["top_k"] > 1:
+        probabilities = (x @ self._state[router].T).softmax(-1)
+        weights, chosen = probabilities.topk(top_k, -1)
+        if top_k > 1:
             weights = weights / weights.sum(-1, keepdim=True)
         rows = []
         for token, experts, shares in zip(x, chosen, weights, strict=True):
             outputs = [
-                self._map(f"{module}.3", F.relu(self._map(f"{module}.0", token))) * share
-                for module, share in (
-                    (f"{place}.experts.deepspeed_experts.{int(expert)}", share)
-                    for expert, share in zip(experts, shares, strict=True)
-                )
+                self._map(f"{place}.{maps[1]}", activation(self._map(f"{place}.{maps[0]}", token)))
+                for place in (f"{modules}.{int(expert)}" for expert in experts)
             ]
-            rows.append(torch.stack(outputs).sum(0))
+            rows.append(shares @ torch.stack(outputs))
         return torch.stack(rows)
+
+
+def _alibi(heads: int, length: int) -> Tensor:
+    """Return what is added to scores (H, L, L): minus slope times distance, for 2^n heads first."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (n + 1) / power) for n in range(power)]
+    slopes += [2 ** (-4 * (2 * n + 1) / power) for n in range(heads - power)]
+    places = torch.arange(length, dtype=torch.float64)
+    distances = (places[:, None] - places[None, :]).abs()
+    return -torch.tensor(slopes, dtype=torch.float64)[:, None, None] * distances

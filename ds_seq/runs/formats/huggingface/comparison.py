@@ -23,7 +23,7 @@ from ds_seq.runs.formats.huggingface.mapping import Orders
 from ds_seq.runs.formats.huggingface.peer_routing import misroutes
 from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.text.huggingface import HuggingFaceTokenizer
-from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.tokenizer import MarkedTokenizer, Tokenizers
 
 TOLERANCE = 1e-5
 """Largest difference of a logit in float64, relative to the largest logit."""
@@ -197,6 +197,10 @@ def check_written(
 def sample_lines(tokenizers: Tokenizers) -> list[str]:
     """Return lines of text made of pieces of the vocabulary."""
     draw, tokenizer = torch.Generator().manual_seed(1), tokenizers.source
-    first = 1 + max(tokenizer.symbols.never_generated | {tokenizer.symbols.eos, *tokenizer.tag_ids})
-    rows = torch.randint(first, len(tokenizer), (_SAMPLES, _LONGEST // 2), generator=draw)
+    symbols = tokenizer.symbols
+    special = symbols.never_generated | {symbols.eos, symbols.unk, *tokenizer.tag_ids}
+    if isinstance(tokenizer, MarkedTokenizer):
+        special |= tokenizer.special_ids
+    plain = torch.tensor([number for number in range(len(tokenizer)) if number not in special])
+    rows = plain[torch.randint(len(plain), (_SAMPLES, _LONGEST // 2), generator=draw)]
     return [tokenizer.normalize(tokenizer.decode(row)) for row in rows.tolist()]

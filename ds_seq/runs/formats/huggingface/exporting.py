@@ -23,12 +23,19 @@ from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
 from ds_seq.runs.formats.huggingface.comparison import check_written
 from ds_seq.runs.formats.huggingface.describe import describe
-from ds_seq.runs.formats.huggingface.families import ACTIVATIONS, GATED, Described
-from ds_seq.runs.formats.huggingface.importing import Languages
-from ds_seq.runs.formats.huggingface.mapping import Names
+from ds_seq.runs.formats.huggingface.families import (
+    ACTIVATIONS,
+    GATED,
+    OUTPUT_OF_SIDES,
+    SOURCE_OF_SIDES,
+    TARGET_OF_SIDES,
+    Described,
+)
+from ds_seq.runs.formats.huggingface.mapping import Names, Orders
 from ds_seq.runs.formats.huggingface.moe_exporting import ARCHITECTURES as MOE_ARCHITECTURES
 from ds_seq.runs.formats.huggingface.moe_exporting import check_experts, moe_settings
 from ds_seq.runs.formats.huggingface.moe_families import NLLB_MOE, SWITCH
+from ds_seq.runs.formats.huggingface.origin import Origin, languages_of
 from ds_seq.runs.formats.huggingface.vocabulary import save_vocabulary
 from ds_seq.runs.open import DTYPES
 from ds_seq.text.tokenizer import Symbols, Tokenizers
@@ -43,7 +50,9 @@ _WITH_POSITIONS = {
     "marian": ("sinusoidal", "learned"),
     "pegasus": ("sinusoidal", "learned"),
     "m2m_100": ("sinusoidal",),
+    "fsmt": ("sinusoidal", "learned"),
     "t5": ("buckets",),
+    "mt5": ("buckets",),
     NLLB_MOE: ("sinusoidal",),
     SWITCH: ("buckets",),
 }
@@ -59,7 +68,9 @@ _ARCHITECTURES = {
     "marian": "MarianMTModel",
     "pegasus": "PegasusForConditionalGeneration",
     "m2m_100": "M2M100ForConditionalGeneration",
+    "fsmt": "FSMTForConditionalGeneration",
     "t5": "T5ForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
     **MOE_ARCHITECTURES,
 }
 
@@ -82,13 +93,14 @@ class HuggingFaceExporter:
         model = config.model
         if not isinstance(model, TransformerConfig):
             raise UserError(f"model.name: transformers has no {model.name!r}; use another --format")
-        if not config.data.vocab.joint:
+        self._origin = Origin(tokenizers)
+        if not config.data.vocab.joint and self._origin.kind != "fsmt":
             raise UserError(
-                "data.vocab.joint: false: only models of one vocabulary are written for "
-                "transformers; use another --format"
+                "data.vocab.joint: false: of two vocabularies, transformers has only those of "
+                "FSMT, which an imported model keeps; use another --format"
             )
         self._config, self._model, self._tokenizers = config, model, tokenizers
-        self._kind = _kind(model)
+        self._kind = _family(model, self._origin.kind)
         kinds = _WITH_POSITIONS[self._kind]
         if model.positions.name not in kinds:
             raise UserError(
@@ -122,7 +134,9 @@ class HuggingFaceExporter:
         for stack in ("encoder", "decoder"):  # computed here, stored there
             if f"{stack}.positions.weight" not in ours:
                 described.names.pop(f"{stack}.positions.weight", None)
-        theirs |= _turned_around(described.names, ours)
+        theirs |= _turned_around(described.names, ours, self._origin.orders)
+        if self._kind == "fsmt" and self._model.shares_output:
+            theirs[OUTPUT_OF_SIDES] = theirs[TARGET_OF_SIDES].clone()
         if self._kind in ("bart", "mbart", "marian", "pegasus"):
             theirs.setdefault("final_logits_bias", torch.zeros(1, len(self._tokenizers.target)))
         precision = DTYPES[dtype]
@@ -131,24 +145,31 @@ class HuggingFaceExporter:
         settings = {**self._settings, "dtype": str(precision).removeprefix("torch.")}
         _write(folder / "config.json", settings)
         _write(folder / "generation_config.json", self._generation())
-        data = self._config.data
-        languages = Languages(data.source_lang, data.target_lang)
-        save_vocabulary(tokenizers, folder, self._kind, (data.source_lang, data.target_lang))
+        data, languages = self._config.data, languages_of(self._config)
+        if self._origin.kind is not None:
+            self._origin.save_vocabulary(folder, languages)
+        else:
+            save_vocabulary(tokenizers, folder, self._kind, (data.source_lang, data.target_lang))
         check_written(folder, model, tokenizers, languages, precision)
 
     def _make_settings(self) -> dict[str, Any]:
-        model, symbols = self._model, self._tokenizers.symbols
+        model, sizes = self._model, self._tokenizers.sizes
+        is_sided = self._kind == "fsmt"
+        vocabulary = {"vocab_size": sizes.target}
+        if is_sided:
+            vocabulary = {"src_vocab_size": sizes.source, "tgt_vocab_size": sizes.target}
         common: dict[str, Any] = {
+            **(self._origin.settings if self._kind == self._origin.kind else {}),
             "model_type": self._kind,
             "architectures": [_ARCHITECTURES[self._kind]],
             "is_encoder_decoder": True,
-            "vocab_size": len(self._tokenizers.target),
             "d_model": model.d_model,
-            **_symbol_ids(symbols),
+            **vocabulary,
+            **self._symbol_ids(),
         }
         if model.moe is not None:
             common |= moe_settings(self._kind, self._config, model)
-        if self._kind in ("t5", SWITCH):
+        if self._kind in ("t5", "mt5", SWITCH):
             return common | self._t5_settings()
         return common | {
             "encoder_layers": model.encoder_layers,
@@ -163,15 +184,21 @@ class HuggingFaceExporter:
             "dropout": model.dropout,
             "attention_dropout": model.attention_dropout,
             "activation_dropout": model.activation_dropout,
-            "tie_word_embeddings": True,
-            "forced_eos_token_id": symbols.eos,
+            "tie_word_embeddings": not is_sided,
+            "forced_eos_token_id": common["eos_token_id"],
         }
+
+    def _symbol_ids(self) -> dict[str, Any]:
+        if self._origin.kind is not None:
+            return self._origin.symbol_ids()
+        return _symbol_ids(self._tokenizers.symbols)
 
     def _t5_settings(self) -> dict[str, Any]:
         model = self._model
         positions = vars(model.positions)
         names = _PLAIN | _GATES
         is_tied = model.share_embeddings == "all"
+        is_scaled = self._origin.settings.get("scale_decoder_outputs", is_tied)
         function = "dense_act_fn" if self._kind == SWITCH else "feed_forward_proj"
         return {
             "num_layers": model.encoder_layers,
@@ -185,7 +212,7 @@ class HuggingFaceExporter:
             "relative_attention_max_distance": positions["max_distance"],
             "dropout_rate": model.dropout,
             "tie_word_embeddings": is_tied,
-            "scale_decoder_outputs": is_tied,
+            "scale_decoder_outputs": is_scaled,
         }
 
     def _described(self, theirs: Mapping[str, Tensor]) -> Described:
@@ -195,6 +222,10 @@ class HuggingFaceExporter:
             stand_in["lm_head.weight"] = torch.zeros(1)
         if self._model.output_bias:
             stand_in["final_logits_bias"] = torch.ones(1)
+        if self._kind == "fsmt":
+            output = torch.zeros(1) if self._model.shares_output else torch.ones(1)
+            names = (SOURCE_OF_SIDES, TARGET_OF_SIDES, OUTPUT_OF_SIDES)
+            stand_in |= dict(zip(names, (torch.zeros(1), torch.zeros(1), output), strict=True))
         where = f"--format hf, as {self._kind}"
         described = describe(self._settings, stand_in, where)
         found = TransformerConfig.model_validate(
@@ -224,17 +255,23 @@ class HuggingFaceExporter:
         return tables
 
     def _generation(self) -> dict[str, Any]:
-        settings, symbols = self._config.generation, self._tokenizers.symbols
+        settings, ids = self._config.generation, self._symbol_ids()
         return {
             "num_beams": settings.beam,
             "length_penalty": settings.length_penalty,
             "no_repeat_ngram_size": settings.no_repeat_ngram,
             "max_length": min(self._model.max_positions, 512),
             "early_stopping": True,
-            "forced_eos_token_id": symbols.eos,
-            **_symbol_ids(symbols),
-            **({"bad_words_ids": [[symbols.pad]]} if self._kind == "marian" else {}),
+            "forced_eos_token_id": ids["eos_token_id"],
+            **ids,
+            **({"bad_words_ids": [[ids["pad_token_id"]]]} if self._kind == "marian" else {}),
         }
+
+
+def _family(model: TransformerConfig, origin: str | None) -> str:
+    """Return the family of a model: that of its folder, unless it has got or lost experts."""
+    has_experts = origin in (NLLB_MOE, SWITCH)
+    return origin if origin and has_experts == (model.moe is not None) else _kind(model)
 
 
 def _kind(model: TransformerConfig) -> str:
@@ -253,7 +290,7 @@ def _kind(model: TransformerConfig) -> str:
     return "m2m_100" if (offset, waves) == (2, "inclusive") else "pegasus"
 
 
-def _turned_around(names: Names, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _turned_around(names: Names, ours: Mapping[str, Tensor], orders: Orders) -> dict[str, Tensor]:
     """Return the tensors of theirs that ours are made of."""
     theirs = {}
     for name, parts in names.items():
@@ -262,6 +299,8 @@ def _turned_around(names: Names, ours: Mapping[str, Tensor]) -> dict[str, Tensor
         # the parts of one of our matrices are equally tall
         for part, rows in zip(parts, ours[name].float().chunk(len(parts)), strict=True):
             value = part.theirs(rows)
+            if part.is_table:  # two ids have traded places, so the order is its own inverse
+                value = value[list(orders.source if part.is_source else orders.target)]
             is_bias = part.is_table and value.dim() == 1
             theirs[part.name] = value.unsqueeze(0) if is_bias else value
     unused = ours.keys() - names.keys()

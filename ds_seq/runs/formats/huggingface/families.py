@@ -128,10 +128,13 @@ def bart_like(config: Config, theirs: Tensors, path: str) -> Described:
     return Described(section, names, copies)
 
 
+SOURCE_OF_SIDES = "model.encoder.embed_tokens.weight"
+TARGET_OF_SIDES = "model.decoder.embed_tokens.weight"
+OUTPUT_OF_SIDES = "model.decoder.output_projection.weight"
 _OF_SIDES = {
-    "source_embedding.weight": "model.encoder.embed_tokens.weight",
-    "target_embedding.weight": "model.decoder.embed_tokens.weight",
-    "output.weight": "model.decoder.output_projection.weight",
+    "source_embedding.weight": SOURCE_OF_SIDES,
+    "target_embedding.weight": TARGET_OF_SIDES,
+    "output.weight": OUTPUT_OF_SIDES,
 }
 
 
@@ -143,9 +146,7 @@ def _sharing(is_sided: bool, theirs: Tensors) -> EmbeddingSharing:
 
 def _shares_output(theirs: Tensors) -> bool:
     """Return whether the output projection of FSMT is the table of the target."""
-    target, output = (
-        theirs.get(_OF_SIDES[f"{table}.weight"]) for table in ("target_embedding", "output")
-    )
+    target, output = theirs.get(TARGET_OF_SIDES), theirs.get(OUTPUT_OF_SIDES)
     return target is None or output is None or torch.equal(target, output)
 
 
