@@ -1,4 +1,4 @@
-"""SubLN, DeepNorm, multiway and xPos, compared with TorchScale.
+"""SubLN, DeepNorm, multiway, xPos and retention, compared with TorchScale.
 
     python benchmarks/parity/torchscale_axes.py --python VENV/bin/python
 
@@ -6,6 +6,11 @@ TorchScale deviates in its DeepNorm decoder, whose norms stay in front (correcte
 torchscale_side.py), and in encoders with xPos, whose scores grow with the distance to later keys;
 there we only rotate, so that xPos is compared in a decoder. Its multiway layers split all
 sequences of a batch at one place, ours each at its own: there each of its sequences runs alone.
+
+The three forms of its retention divide by different numbers before the norm of the heads, so that
+they agree only as far as that norm's epsilon does not matter. Its parallel form is compared as it
+is, the others with an epsilon of next to nothing. What they deviate by with its own epsilon is
+printed, too.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -89,6 +95,36 @@ def _set_of(name: str, chosen: object, body: str, prefix: str) -> str:
     return f"{module}.{prefix}{chosen}.{kind}"
 
 
+def _retnet(prefix: str = "") -> Names:
+    names: Names = norm("final_norm", f"{prefix}layer_norm", False)
+    for layer in range(2):
+        ours, theirs = f"layers.{layer}", f"{prefix}layers.{layer}"
+        maps = (f"{theirs}.retention.{each}_proj" for each in "qkvg")
+        names |= linear(f"{ours}.self_attention.qkvg", *maps, bias=False)
+        names |= linear(f"{ours}.self_attention.output", f"{theirs}.retention.out_proj", bias=False)
+        first, last = f"{theirs}.retention_layer_norm", f"{theirs}.final_layer_norm"
+        names |= norm(f"{ours}.self_attention_residual.norm", first, False)
+        up = (f"{theirs}.ffn.fc1", f"{theirs}.ffn.gate")
+        names |= linear(f"{ours}.feed_forward.up", *up, bias=False)
+        names |= linear(f"{ours}.feed_forward.down", f"{theirs}.ffn.fc2", bias=False)
+        names |= norm(f"{ours}.feed_forward_residual.norm", last, False)
+    return names
+
+
+def _retention(eps: float, chunk: int | None = None) -> dict[str, Any]:
+    """Return the fields of a model whose decoder is a RetNet."""
+    retention = {"num_heads": 2, "value_width": 48, "eps": eps, "chunk_size": chunk}
+    return {
+        "decoder_mixer": {"name": "retention", **retention},
+        "activation": "swiglu",
+        "norm": {"name": "rms", "eps": eps},
+        "norm_position": "pre",
+        "linear_bias": False,
+        "embedding_scale": False,
+    }
+
+
+_TINY = 1e-14
 _COMMON = {"activation": "gelu", "embedding_scale": False}
 CASES: Cases = {
     "subln": ({**_COMMON, "norm_position": "subln", "positions": "none"}, _both(is_subln=True)),
@@ -106,6 +142,9 @@ CASES: Cases = {
         _multiway(),
     ),
     "xpos, decoder": ({**_COMMON, "norm_position": "pre", "positions": "xpos"}, _decoder()),
+    "retnet, parallel": (_retention(1e-6), _retnet()),
+    "retnet, no eps, recurrent": (_retention(_TINY), _retnet("decoder.")),
+    "retnet, no eps, chunkwise": (_retention(_TINY, chunk=7), _retnet()),
 }
 
 

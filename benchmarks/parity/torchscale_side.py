@@ -40,13 +40,16 @@ from torchscale.architecture.config import (  # noqa: E402
     DecoderConfig,
     EncoderConfig,
     EncoderDecoderConfig,
+    RetNetConfig,
 )
 from torchscale.architecture.decoder import Decoder  # noqa: E402
 from torchscale.architecture.encoder import Encoder  # noqa: E402
 from torchscale.architecture.encoder_decoder import EncoderDecoder  # noqa: E402
+from torchscale.architecture.retnet import RetNetDecoder  # noqa: E402
 from torchscale.component.embedding import TextEmbedding  # noqa: E402
 
 VOCAB, WIDTH = 40, 32
+TINY = 1e-14  # with which the norm of heads hides that the three forms divide by other numbers
 _DECODER = {
     "vocab_size": VOCAB,
     "decoder_embed_dim": WIDTH,
@@ -83,11 +86,38 @@ def _encoder(**options: Any) -> nn.Module:
     return Encoder(config)
 
 
+def _retnet(eps: float, chunk: int | None = None) -> nn.Module:
+    config = RetNetConfig(
+        decoder_embed_dim=WIDTH,
+        decoder_value_embed_dim=48,
+        decoder_retention_heads=2,
+        decoder_ffn_embed_dim=48,
+        decoder_layers=2,
+        activation_fn="swish",
+        layernorm_eps=eps,
+        no_output_layer=True,
+        chunkwise_recurrent=chunk is not None,
+        recurrent_chunk_size=chunk or 0,
+    )
+    return RetNetDecoder(config, embed_tokens=TextEmbedding(VOCAB, WIDTH))
+
+
+class _Stepwise(nn.Module):
+    """Runs a decoder token by token."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+
 CASES = {
     "subln": lambda: _both(subln=True, deepnorm=False),
     "deepnorm": lambda: _both(subln=False, deepnorm=True),
     "multiway, encoder": lambda: _encoder(multiway=True, subln=True),
     "xpos, decoder": lambda: _decoder(xpos_rel_pos=True, xpos_scale_base=512),
+    "retnet, parallel": lambda: _retnet(1e-6),
+    "retnet, no eps, recurrent": lambda: _Stepwise(_retnet(TINY)),
+    "retnet, no eps, chunkwise": lambda: _retnet(TINY, chunk=10),
 }
 
 
@@ -109,7 +139,37 @@ def _run(model: nn.Module) -> dict[str, Tensor]:
         ]
         return {"x": x, "splits": splits, "output": torch.cat([y["encoder_out"] for y in found])}
     tokens = torch.full((2, 50), 5)
+    if isinstance(model, _Stepwise):
+        return {"x": x, "output": _by_steps(model.decoder, tokens, x)}
     return {"x": x, "output": model(tokens, token_embeddings=x, features_only=True)[0]}
+
+
+def _by_steps(decoder: nn.Module, tokens: Tensor, x: Tensor) -> Tensor:
+    state: dict[str, Any] = {}
+    outputs = [
+        decoder(
+            tokens[:, : step + 1],
+            incremental_state=state,
+            token_embeddings=x[:, step : step + 1],
+            features_only=True,
+        )[0]
+        for step in range(x.size(1))
+    ]
+    return torch.cat(outputs, 1)
+
+
+def _disagreement() -> dict[str, str]:
+    """Return by how much two forms of retention differ from the parallel one, as they begin."""
+    torch.manual_seed(1)
+    parallel = _retnet(1e-6).double().eval()
+    recurrent, chunkwise = _Stepwise(_retnet(1e-6)).double(), _retnet(1e-6, chunk=10).double()
+    recurrent.decoder.load_state_dict(parallel.state_dict())
+    chunkwise.load_state_dict(parallel.state_dict())
+    expected, found = _run(parallel)["output"], {}
+    for name, model in {"recurrent": recurrent, "chunkwise": chunkwise}.items():
+        error = float((_run(model)["output"] - expected).abs().max() / expected.abs().max())
+        found[f"its initial {name} form differs from the parallel one by"] = f"{error:.1e}"
+    return found
 
 
 def main(out: str) -> None:
@@ -119,7 +179,7 @@ def main(out: str) -> None:
         model = drawn(make())
         found[case] = (model, _run(model))
     save_cases(found, out)
-    print(json.dumps({"torchscale": version("torchscale")}))
+    print(json.dumps({"torchscale": version("torchscale"), **_disagreement()}))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def is_identity(rows: Tensor, count: int) -> bool:
 class BeamPaths:
     """Which stored keys belong to which hypothesis; shared by all layers.
 
+    Where no body stores keys (`keep_keys`), it only counts steps.
+
     Args:
         num_sentences: number of sentences, B.
         beam: beam width, K.
@@ -77,6 +79,7 @@ class BeamPaths:
         self.mask: Tensor | None = None
         self.generation = 0
         """How often keys have moved; a buffer of an earlier generation must call `follow`."""
+        self._keeps_keys = False
         self._positions: Tensor | None = None  # (B, R) int64, if tracked
         self._live: Tensor | None = None  # (B, count) old columns of those from _start on
         self._start = 0
@@ -90,10 +93,15 @@ class BeamPaths:
         """Number of hypotheses, N."""
         return len(self._newest)
 
+    def keep_keys(self) -> None:
+        """Track keys; to be called before the first step by whoever stores them."""
+        self._keeps_keys = True
+
     def track_positions(self) -> None:
         """Track the positions of keys, too; to be called before the first step."""
         if self.length:
             raise ValueError("call track_positions before the first step")
+        self.keep_keys()
         num_sentences = self.num_rows // self.beam
         zeros = torch.zeros(num_sentences, self.room, dtype=torch.int64)
         self._positions = zeros.to(self._paths.device)
@@ -115,14 +123,19 @@ class BeamPaths:
         """Open the next position, at which every hypothesis attends to the key it writes."""
         if self.length == self.max_length:
             raise ValueError(f"the cache was made for {self.max_length} positions")
+        self.length += 1
+        if self._keeps_keys:
+            self._add_keys()
+
+    def _add_keys(self) -> None:
+        """Add the columns of the newest keys."""
         if self.used + self.beam > self.room:
             self._make_room()
         start = self.used
         self.used += self.beam
         self._paths[:, start : self.used] = self._newest
         if self._positions is not None:
-            self._positions[:, start : self.used] = self.length
-        self.length += 1
+            self._positions[:, start : self.used] = self.length - 1
         if self.beam > 1:  # a single hypothesis attends to all keys: no mask
             rows = self._paths[:, : self.used]
             self.mask = rows.view(-1, 1, self.beam, self.used)  # (B, 1, K, C)
@@ -146,7 +159,9 @@ class BeamPaths:
                 self._positions[:, self._start : self.used] = moved
             # Many of the newest keys will leave all paths: check them again next time.
             self._settled = max(self._settled, self.used - _UNSETTLED_STEPS * self.beam)
-        ahead = (self.max_length - self.length) * self.beam  # all columns that may still be needed
+        ahead = (
+            self.max_length - self.length + 1
+        ) * self.beam  # all columns that may still be needed
         if self.room - self.used < min(_UNSETTLED_STEPS * self.beam, ahead):
             larger = max(self.room * 3 // 2, self.used + _INITIAL_STEPS * self.beam)
             self.room = min(larger, self.used + ahead)
@@ -193,6 +208,7 @@ class KeyValueBuffer:
     """Keys and values of one self-attention call, for all hypotheses."""
 
     def __init__(self, paths: BeamPaths) -> None:
+        paths.keep_keys()
         self._paths = paths
         self._key: Tensor | None = None
         self._value: Tensor | None = None

@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             query_key_norm=True,
             num_kv_heads=1,
             positions="buckets",
+            decoder_mixer="retention",
             activation="geglu",
             embedding_dim=8,
             embedding_norm=True,
@@ -68,6 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": spine.small_model(
             norm_position="deepnorm",
             positions="xpos",
+            encoder_mixer={"name": "retention", "chunk_size": 3},
             attention_window=4,
             activation="relu_squared",
             share_embeddings="none",

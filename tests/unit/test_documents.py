@@ -15,7 +15,15 @@ DECISION = re.compile(r"^\*\*([A-Z]\d+)\. ", re.MULTILINE)
 DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md")
 GUIDES = tuple(
     f"docs/{name}.md"
-    for name in ("ADAPTERS", "DISTILLATION", "EXPERTS", "SUMMARIZATION", "TRAINING", "TRANSLATING")
+    for name in (
+        "ADAPTERS",
+        "DISTILLATION",
+        "EXPERTS",
+        "RETENTION",
+        "SUMMARIZATION",
+        "TRAINING",
+        "TRANSLATING",
+    )
 )
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 

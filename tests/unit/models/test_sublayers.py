@@ -140,7 +140,8 @@ def walk(model: Seq2SeqTransformer, src: Tensor, beam: int, length: int) -> int:
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_new_mixer_decodes_step_by_step(build, pairs, mixer, beam, norm):
     model = with_mixer(build(norm_position=norm), mixer)
-    assert walk(model, pairs.src, beam, 50) >= 2
+    moves = walk(model, pairs.src, beam, 50)
+    assert moves >= 2 if mixer is BiasedAttention else moves == 0, "only keys need to be moved"
 
 
 def test_a_state_that_stays_with_its_row_is_wrong(build, pairs, monkeypatch):

@@ -119,6 +119,7 @@ def test_keys_on_no_path_are_dropped():
 
 def test_room_grows_to_what_can_be_used_and_no_further():
     paths = BeamPaths(1, 1, 40, torch.empty(0))
+    paths.keep_keys()
     rooms = set()
     for _ in range(40):
         paths.advance()
@@ -136,3 +137,11 @@ def test_sentences_that_stay_in_place_are_not_copied():
     result = kept.apply(rows)
     assert result.data_ptr() == before
     assert result[:, 0].tolist() == [0.0, 10.0, 4.0, 6.0]
+
+
+def test_steps_are_only_counted_where_nobody_keeps_keys():
+    paths = BeamPaths(2, 3, 100, torch.empty(0))
+    for _ in range(100):
+        paths.advance()
+        paths.reorder(torch.tensor([1, 0, 0, 4, 4, 3]))
+    assert (paths.length, paths.used, paths.generation, paths.mask) == (100, 0, 0, None)
