@@ -14,14 +14,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 
 from ds_seq.commands.arguments.import_model import parse
 from ds_seq.errors import UserError
-from ds_seq.runs.export import check_new, write_export
+from ds_seq.names import EXPORT_SUFFIX
+from ds_seq.runs.export import check_new, write_export, write_link
 from ds_seq.runs.formats.imported import Entry, Imported
 from ds_seq.runs.open import DTYPES, load_run
+
+if TYPE_CHECKING:
+    from ds_seq.runs.formats.huggingface.importing import Languages
 
 _MOST_LINES = 16
 
@@ -30,6 +35,9 @@ def main(argv: Sequence[str]) -> int:
     """Run `ds-seq import`; return the exit code."""
     options = parse(argv)
     check_new(options.out)
+    _check_files(options)
+    if options.link:
+        return _link(options)
     result = _IMPORTS[options.toolkit](options)
     result.model.to(DTYPES[options.dtype])
     path = write_export(result.model, result.config, result.tokenizers, options.out)
@@ -38,13 +46,44 @@ def main(argv: Sequence[str]) -> int:
     total = sum(p.numel() for p in result.model.parameters())
     trained = "" if result.updates is None else f", trained for {result.updates:,} updates"
     print(f"\nparameters  {total:,}{trained}")
+    _print_compared(result)
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    return 0
+
+
+def _link(options: argparse.Namespace) -> int:
+    """Write config and vocabulary only; the weights are read, and compared, where they are."""
+    from ds_seq.runs.formats.huggingface.importing import read_folder
+
+    if options.out.suffix == EXPORT_SUFFIX:
+        raise UserError(
+            f"--out {options.out}: --link makes a folder; name it without {EXPORT_SUFFIX}"
+        )
+    compared = None if options.no_compare else _of_huggingface(options)
+    read = read_folder(options.model, _name(options), _languages(options))
+    path = write_link(read.config, read.tokenizers, options.model, options.out)
+    print("\n".join(_table(read.entries)))
+    print(f"\nparameters  {read.source.num_values():,}")
+    if compared is not None:
+        _print_compared(compared)
+    print(f"{path}: the weights stay in {options.model}")
+    return 0
+
+
+def _print_compared(result: Imported) -> None:
     if result.difference is not None:
         print(
             f"compared    {result.num_compared:,} logits, which differ by at most "
             f"{result.difference:.1e}"
         )
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
-    return 0
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Check that files which an option names are there."""
+    for name in ("dict", "target_dict", "codes", "sentencepiece", "lang_dict"):
+        path = vars(options)[name]
+        if path is not None and not path.is_file():
+            raise UserError(f"--{name.replace('_', '-')} {path}: no such file; correct the path")
 
 
 def _of_fairseq(options: argparse.Namespace) -> Imported:
@@ -67,17 +106,22 @@ def _of_fairseq(options: argparse.Namespace) -> Imported:
 
 def _of_huggingface(options: argparse.Namespace) -> Imported:
     from ds_seq.runs.formats.huggingface.comparison import compare, sample_lines
-    from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
+    from ds_seq.runs.formats.huggingface.importing import import_folder
 
-    languages = Languages(
-        options.source_lang, options.target_lang, options.source_code, options.target_code
-    )
-    result = import_folder(options.model, _name(options), languages)
+    result = import_folder(options.model, _name(options), _languages(options))
     if options.no_compare:
         return result
     lines = _lines(options) or sample_lines(result.tokenizers)
     found = compare(options.model, result.model, result.tokenizers, lines)
     return replace(result, difference=found.difference, num_compared=found.num_logits)
+
+
+def _languages(options: argparse.Namespace) -> Languages:
+    from ds_seq.runs.formats.huggingface.importing import Languages
+
+    return Languages(
+        options.source_lang, options.target_lang, options.source_code, options.target_code
+    )
 
 
 _IMPORTS = {"fairseq": _of_fairseq, "huggingface": _of_huggingface}

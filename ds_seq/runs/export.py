@@ -32,6 +32,8 @@ from ds_seq.runs.formats.ds_seq import (
     vocab_keys,
 )
 from ds_seq.runs.formats.huggingface.exporting import HuggingFaceExporter
+from ds_seq.runs.formats.huggingface.source import LINK_FILE, link_to
+from ds_seq.runs.model_card import CARD_FILE, model_card
 from ds_seq.runs.open import DTYPES, ModelParts, load_run, open_run
 from ds_seq.runs.parts import write_part
 from ds_seq.text.tokenizer import Tokenizers
@@ -136,7 +138,10 @@ def _export_folder(run: Path, out: Path, checkpoint: str, dtype: str, form: Expo
     loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
     with _new_path(out) as folder:
         folder.mkdir()
-        converter.save(loaded.model, tokenizers, folder, dtype)
+        check = converter.save(loaded.model, tokenizers, folder, dtype)
+        count = sum(parameter.numel() for parameter in loaded.model.parameters())
+        card = model_card(run, stored, form, check, count)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
         files.write_sums(folder)
     return out / converter.weights_file
 
@@ -177,6 +182,29 @@ def write_export(
     """
     tensors = {name: value.detach().contiguous() for name, value in model_tensors(model)}
     return _write(tensors, config, tokenizers, out, notes or {})
+
+
+def write_link(config: ExperimentConfig, tokenizers: Tokenizers, folder: Path, out: Path) -> Path:
+    """Write a new folder `out` like an export, whose weights stay in a Hugging Face folder.
+
+    Args:
+        config: experiment that describes the model.
+        tokenizers: tokenizers of the model.
+        folder: the Hugging Face folder.
+        out: the new folder.
+
+    Returns:
+        Path of the file that names the folder.
+
+    Raises:
+        UserError: `out` exists or cannot be written.
+    """
+    with _new_path(out) as path:
+        path.mkdir()
+        (path / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
+        (path / LINK_FILE).write_text(link_to(folder), encoding="utf-8")
+        save_tokenizers(tokenizers, path, config.data.vocab.joint)
+    return out / LINK_FILE
 
 
 def _write(

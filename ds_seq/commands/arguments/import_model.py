@@ -22,7 +22,7 @@ _ONLY = {
         "ema",
         "average",
     ),
-    "huggingface": ("source_code", "target_code", "no_compare"),
+    "huggingface": ("source_code", "target_code", "no_compare", "link"),
 }
 """Options that matter for one toolkit."""
 
@@ -41,7 +41,8 @@ def build_parser() -> CommandParser:
     add("toolkit", choices=TOOLKITS, help="where the checkpoint comes from")
     add("model", type=Path,
         help="of fairseq: a file such as checkpoint_best.pt; experts that DeepSpeed wrote are "
-        "looked for in deepspeed_moe/ next to it. Of Hugging Face: a folder of `save_pretrained` "
+        "looked for in deepspeed_moe/ next to it, and those of the branch moe in its files of all "
+        "ranks. Of Hugging Face: a folder of `save_pretrained` "
         "with model and tokenizer")  # fmt: skip
     add("--dict", type=Path, metavar="FILE",
         help="fairseq: dict.LANG.txt of the source, or of both sides")  # fmt: skip
@@ -68,6 +69,9 @@ def build_parser() -> CommandParser:
         "the one that --source-lang names")  # fmt: skip
     add("--target-code", metavar="SYMBOL", help="huggingface: that of the target language")
     add("--no-compare", action="store_true", help="huggingface: do not compare with transformers")
+    add("--link", action="store_true",
+        help="huggingface: leave the weights in the folder; with --expert-parallel, each rank "
+        "reads only its own experts")  # fmt: skip
     add("--text", type=Path, metavar="FILE",
         help="lines of source text to compare on; default: pieces of the vocabulary")  # fmt: skip
     add("--dtype", choices=EXPORT_DTYPES, default="fp32", help="precision on disk")

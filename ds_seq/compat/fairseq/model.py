@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ds_seq.compat.fairseq.adapters import adapters_section
-from ds_seq.compat.fairseq.architectures import HAS_EXPERTS
 from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.experts import experts_section
 from ds_seq.compat.fairseq.lora import lora_section
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.plugins import nearest
@@ -69,7 +69,7 @@ def model_section(given: Given, refusals: Refusals) -> dict[str, Any]:
     parts = {
         "adapters": adapters_section(given, refusals),
         "lora": lora_section(given, refusals),
-        "moe": _moe(given, refusals),
+        "moe": experts_section(given, refusals),
     }
     return section | {name: part for name, part in parts.items() if part is not None}
 
@@ -192,34 +192,3 @@ class _Reader:
                 "the two factors; leave it out"
             )
         return {"embedding_dim": width}
-
-
-def _moe(given: Given, refusals: Refusals) -> dict[str, Any] | None:
-    """Return the section `moe`; None for a dense model."""
-    where = [word for word in ("enc", "dec") if word in (given["deepspeed_moe"] or "")]
-    arch = given["arch"] or ""
-    if not arch.startswith(HAS_EXPERTS):
-        if where:
-            refusals.add(f"--deepspeed_moe: --arch {arch} has no experts; take transformer_ds_moe")
-        return None
-    if not where:
-        return None
-    if given["activation_fn"] != "relu":
-        refusals.add(
-            f"--activation-fn {given['activation_fn']}: experts have relu there, whatever it says, "
-            "and one activation holds for the whole model here; use relu"
-        )
-    top_k = given["top_k"]
-    section = {
-        "num_experts": given["num_experts"],
-        "top_k": top_k,
-        "placement": {"enc": "encoder", "dec": "decoder"}[where[0]] if len(where) == 1 else "both",
-        "every": 2,
-        "noise": "jitter",
-        "capacity_factor": 1.0,
-        "eval_capacity_factor": 4.0,
-        "min_capacity": 0,
-        "drop": "random" if top_k == 1 else "position",
-        "normalize_weights": "none" if top_k == 1 else "after_dropping",
-    }
-    return section | ({"second_expert": "sampled"} if top_k == 2 else {})

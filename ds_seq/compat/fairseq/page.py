@@ -56,10 +56,8 @@ ds-seq generate runs/imported --input test.en --output test.hyp
 ```
 
 A Transformer of fairseq, with the variants of VarunGumma/fairseq (recurrent stacking, factorized
-embeddings, gated activations, RMS norm, adapters, low-rank changes, ALiBi), or with DeepSpeed's
-experts. For those, the files under `deepspeed_moe/` next to the checkpoint are read, too: one for
-each expert, from all ranks. The result is an export, which `generate`, `export`, `make-student` and
-`train.init_from` take.
+embeddings, gated activations, RMS norm, adapters, low-rank changes, ALiBi), or with experts.
+The result is an export, which `generate`, `export`, `make-student` and `train.init_from` take.
 
 How the imports of each kind were checked:
 
@@ -67,8 +65,13 @@ How the imports of each kind were checked:
   0.10) and VarunGumma/fairseq (stacking, factors, gates, RMS norm, projections in one matrix,
   ALiBi, adapters as of September 2023): logits are those of the program that wrote the checkpoint,
   and the tests have recordings. The adapter that was trained becomes `model.adapters.active`.
-- Low-rank changes and DeepSpeed's experts: with written tensors only. A file of VarunGumma/fairseq
-  has the low-rank changes added to its weights, so the changes themselves are left.
+- Low-rank changes: with written tensors only. A file of VarunGumma/fairseq has the low-rank changes
+  added to its weights, so the changes themselves are left.
+- Experts by DeepSpeed: the files under `deepspeed_moe/` next to the checkpoint are read, too: one
+  for each expert, from all ranks. The tests read files that DeepSpeed 0.19 has written.
+- Experts of fairseq's branch `moe`: give any of the files `checkpoint_best-shared.pt` and
+  `checkpoint_best-rank-N.pt`, and all of them are read. Logits are those of that branch, where no
+  expert is full. It draws the second expert in evaluation, too; here, it is the next best.
 
 A model of `translation_multi_simple_epoch`, such as M2M-100, is imported for one pair of languages,
 `--source-lang en --target-lang de`. Its languages become `data.vocab.fairseq.added_symbols`, and
@@ -88,7 +91,10 @@ grouped queries, which cross-attention does not have there.
 - The import ends with a comparison in float64, with a second implementation that reads fairseq's
   own tensors, on the lines of `--text` or on symbols of the dictionary. A difference of more than
   1e-5 in a logit is an error, and nothing is written.
+- A checkpoint has no names of symbols. A dictionary of another size is refused, but one with the
+  right size and the wrong order cannot be noticed: look at a translation.
 - `benchmarks/parity/fairseq_import.py` compares with fairseq itself: logits and translations.
+  `benchmarks/parity/fairseq_moe.py` does so with the branch `moe`, where no expert is full.
 - Optimizer and schedule are not imported: a training continues with new ones (`train.init_from`).
 
 """

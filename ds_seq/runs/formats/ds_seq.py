@@ -1,8 +1,9 @@
 """The formats of ds_seq itself: run folders, and exports made by `ds-seq export`.
 
 A run folder holds `config.yaml`, `vocab.model` (or `vocab.source.model` and `vocab.target.model`)
-and checkpoints; an exported folder holds the same files and `model.safetensors`; an exported file
-contains config and vocabulary in its header.
+and checkpoints; an exported folder holds the same files and `model.safetensors`, or `linked.json`,
+which names a Hugging Face folder with the weights; an exported file contains config and vocabulary
+in its header.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ds_seq.names import EXPORT_FILE as EXPORT_FILE
 from ds_seq.names import EXPORT_SUFFIX as EXPORT_SUFFIX
 from ds_seq.names import HIDDEN_PROJECTION
 from ds_seq.runs.card import ModelCard, StoredRun
+from ds_seq.runs.formats.huggingface.source import LINK_FILE, open_link
 from ds_seq.text.build import load_tokenizers, read_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import vocab_paths
@@ -79,6 +81,9 @@ class RunFolder:
             file = open_file(exported)
             _check_vocab(vocab, tokenizers, exported, file.metadata())
             return _stored(config, tokenizers, file)
+        if (path / LINK_FILE).is_file() and not (path / CHECKPOINTS).is_dir():
+            _check_only_state(path, checkpoint)
+            return _stored(config, tokenizers, open_link(path / LINK_FILE, tokenizers))
         name, kind = split_kind(checkpoint)
         folder = find_checkpoint(path, name)
         _check_vocab(vocab, tokenizers, folder, read_meta(folder))

@@ -225,6 +225,18 @@ def without_bias(state: dict[str, Tensor]) -> None:
     del state["encoder.layers.0.fc1.bias"]
 
 
+def with_two_more(state: dict[str, Tensor]) -> None:
+    state |= {"encoder.a": torch.ones(2), "decoder.b": torch.ones(2)}
+
+
+def not_a_number(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.bias"][3] = float("nan")
+
+
+def of_integers(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.bias"] = torch.ones(12, dtype=torch.int64)
+
+
 def wider(state: dict[str, Tensor]) -> None:
     state["encoder.layers.0.fc1.weight"] = torch.ones(13, 8)
 
@@ -233,6 +245,10 @@ def wider(state: dict[str, Tensor]) -> None:
     ("change", "given", "message"),
     [
         (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.\S+, which no model"),
+        (with_two_more, {}, r"has encoder\.a, decoder\.b, which no model"),
+        (not_a_number, {}, r"layers\.0\.fc1\.bias has values that are no finite"),
+        (of_integers, {}, r"layers\.0\.fc1\.bias has values that are no finite"),
+        (None, {"encoder_layers": "x"}, r"best\.pt: model\.encoder_layers: should be a whole"),
         (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
         (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
@@ -260,6 +276,16 @@ def test_what_has_no_counterpart_is_refused_by_name(
     captured = capsys.readouterr()
     assert re.search(message, captured.err) and "Traceback" not in captured.err
     assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path, capsys: Capture) -> None:
+    path = write(tmp_path, shared_model(), arguments())
+    for option in ("--dict", "--target-dict", "--codes", "--sentencepiece", "--lang-dict"):
+        assert run_import(path, tmp_path / "run", option, str(tmp_path / "none")) == 2
+        assert (
+            capsys.readouterr().err
+            == f"ds-seq: error: {option} {tmp_path}/none: no such file; correct the path\n"
+        )
 
 
 def test_another_result_is_an_error(

@@ -124,6 +124,16 @@ def test_damaged_files_are_refused(content: bytes, message: str, tmp_path: Path)
         read_plain(path)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
+def test_a_file_without_its_end_is_refused(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"model": {"a": torch.ones(20_000)}}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=r"x\.pt: is damaged"):
+        read_plain(path)
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.pt: no such file"):
         read_plain(tmp_path / "none.pt")

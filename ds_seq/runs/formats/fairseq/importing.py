@@ -6,6 +6,7 @@ Shapes: T target length, V vocabulary.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from ds_seq.runs.formats.fairseq.languages import language_options
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
+from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
 from ds_seq.runs.formats.imported import Imported, inputs_of
 from ds_seq.text.build import train_tokenizers
@@ -93,12 +95,16 @@ def import_checkpoint(
         UserError: a file is missing or damaged, the model has no counterpart, or the results
             differ.
     """
-    checkpoint = read_plain(path)
+    checkpoint = read_checkpoint(path)
     arguments = find_arguments(checkpoint, path)
     given = given_model(arguments)
     model_config = described_model(given, path)
     state = taken.read(checkpoint, path, _experts_of)
-    config, tokenizers = _experiment(given, arguments, model_config, vocabulary, name, languages)
+    try:
+        made = _experiment(given, arguments, model_config, vocabulary, name, languages)
+    except UserError as error:  # a value that no model can have
+        raise UserError(str(error).replace("experiment: ", f"{path}: ")) from None
+    config, tokenizers = made
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
     converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
     with torch.no_grad():
@@ -222,7 +228,8 @@ def _compare(
         expected = reference.logits(source, target)
         with torch.no_grad():
             logits = twin(inputs_of(source, target)).logits
-        largest = max(largest, float((logits - expected).abs().max()))
+        apart = (logits - expected).abs().nan_to_num(nan=math.inf)
+        largest = max(largest, float(apart.max()))
         count += expected.numel()
     return largest, count
 

@@ -45,6 +45,7 @@ _LEFT = (
     (r".*\.lora_[AB]", "already in the weight, which is stored with it added"),
 )
 _SAME = "the same as another one"
+_MOST_NAMED = 8
 _OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")
 
 
@@ -94,17 +95,21 @@ class Converter:
         Raises:
             UserError: a tensor of fairseq is used nowhere.
         """
+        unknown = []
         for name, value in self._state.items():
             if name in self._used:
                 continue
             reason = next((why for pattern, why in _LEFT if re.fullmatch(pattern, name)), None)
             reason = reason or (_SAME if self._is_copy(name, value) else None)
             if reason is None:
-                raise UserError(
-                    f"{self._path}: has {name}, which no model of ds_seq that its arguments "
-                    "describe has; it cannot be imported"
-                )
-            self._used[name] = Entry(name, "", "left", reason)
+                unknown.append(name)
+            else:
+                self._used[name] = Entry(name, "", "left", reason)
+        if unknown:
+            raise UserError(
+                f"{self._path}: has {_listed(unknown)}, which no model of ds_seq that its "
+                "arguments describe has; it cannot be imported"
+            )
         return self.entries
 
     def _make(self, name: str, shape: torch.Size) -> Tensor:
@@ -140,6 +145,11 @@ class Converter:
         for theirs in names:
             value = self._state.get(theirs)
             if value is not None:
+                if not value.is_floating_point() or not value.isfinite().all():
+                    raise UserError(
+                        f"{self._path}: {theirs} has values that are no finite floating-point "
+                        "numbers; give another checkpoint of the training"
+                    )
                 how = "taken" if theirs == ours else how
                 self._used.setdefault(theirs, Entry(theirs, ours, how, note))
                 return value.detach().float()
@@ -200,19 +210,20 @@ class Converter:
 
     def _router(self, name: str) -> Tensor:
         place = name.partition(".feed_forward.")[0]
-        return self._need([f"{place}.experts.deepspeed_moe.gate.wg.weight"], name)
+        names = ("experts.deepspeed_moe.gate.wg.weight", "moe_layer.gate.wg.weight")
+        return self._need([f"{place}.{each}" for each in names], name)
 
     def _experts(self, name: str, shape: torch.Size) -> Tensor:
         place, _, part = name.partition(".feed_forward.experts.")
-        module = {"1": "0", "2": "3"}[part[1]]  # within the sequence of an expert
+        module = {"1": "0", "2": "3"}[part[1]]  # within the sequence of an expert of DeepSpeed
         kind = "weight" if part[0] == "w" else "bias"
+        forms = (
+            f"{place}.experts.deepspeed_moe.experts.deepspeed_experts.{{}}.{module}.{kind}",
+            f"{place}.moe_layer.experts.{{}}.fc{part[1]}.{kind}",  # of the branch `moe`
+        )
         values = [
-            self._need(
-                [f"{place}.experts.deepspeed_moe.experts.deepspeed_experts.{e}.{module}.{kind}"],
-                name,
-                "joined",
-            )
-            for e in range(shape[0])
+            self._need([form.format(expert) for form in forms], name, "joined")
+            for expert in range(shape[0])
         ]
         stacked = torch.stack(values)
         if kind == "bias":
@@ -236,3 +247,10 @@ class Converter:
             other != name and other in self._used and torch.equal(self._state[other], value)
             for other in others
         )
+
+
+def _listed(names: list[str]) -> str:
+    """Return the names with commas, the first ones if there are many."""
+    shown = ", ".join(names[:_MOST_NAMED])
+    more = len(names) - _MOST_NAMED
+    return shown if more <= 0 else f"{shown} and {more} more tensors"

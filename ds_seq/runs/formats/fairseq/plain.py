@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import errno
 import pickle
 import sys
 import zipfile
@@ -35,6 +36,9 @@ _UNREAD = frozenset(
     {"typing", "enum", "datetime", "pathlib", "_codecs", "copyreg", "copy_reg", "argparse",
      "collections"}
 )  # fmt: skip
+
+
+_CUT = "{}: is damaged: its end is missing; copy it again"
 
 
 class Inert:
@@ -92,8 +96,12 @@ def read_plain(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a place in the file that is not there any more
+            raise UserError(_CUT.format(path)) from None
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # whatever a damaged pickle leads to
+        if "central directory" in str(error):  # which is at the end of a zip file
+            raise UserError(_CUT.format(path)) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: is damaged or no checkpoint of PyTorch ({reason}); copy it again"

@@ -180,7 +180,13 @@ class Reference:
     def _feed_forward(self, place: str, x: Tensor) -> Tensor:
         name = self._given["activation_fn"]
         if f"{place}.experts.deepspeed_moe.gate.wg.weight" in self._state:
-            return self._experts(f"{place}.experts.deepspeed_moe", x)
+            modules = f"{place}.experts.deepspeed_moe.experts.deepspeed_experts"
+            router, top_k = f"{place}.experts.deepspeed_moe.gate.wg.weight", self._given["top_k"]
+            return self._experts(router, modules, ("0", "3"), top_k, F.relu, x)
+        if f"{place}.moe_layer.gate.wg.weight" in self._state:
+            modules, router = f"{place}.moe_layer.experts", f"{place}.moe_layer.gate.wg.weight"
+            top_k = 1 if self._given["moe_top1_expert"] else 2
+            return self._experts(router, modules, ("fc1", "fc2"), top_k, _PLAIN[name], x)
         if f"{place}.glu_ffn_module.fc1.weight" in self._state:
             value, gate = self._map(f"{place}.glu_ffn_module.fc1", x).chunk(2, -1)
             return self._map(f"{place}.glu_ffn_module.fc2", _GATES[name](gate) * value)
@@ -189,22 +195,27 @@ class Reference:
             return self._map(f"{place}.glu.down_proj", value * _PLAIN[name](gate))
         return self._map(f"{place}.fc2", _PLAIN[name](self._map(f"{place}.fc1", x)))
 
-    def _experts(self, place: str, x: Tensor) -> Tensor:
+    def _experts(
+        self,
+        router: str,
+        modules: str,
+        maps: tuple[str, str],
+        top_k: int,
+        activation: Callable[[Tensor], Tensor],
+        x: Tensor,
+    ) -> Tensor:
         """Send each token to its best experts, none of which is ever full."""
-        probabilities = (x @ self._state[f"{place}.gate.wg.weight"].T).softmax(-1)
-        weights, chosen = probabilities.topk(self._given["top_k"], -1)
-        if self._given["top_k"] > 1:
+        probabilities = (x @ self._state[router].T).softmax(-1)
+        weights, chosen = probabilities.topk(top_k, -1)
+        if top_k > 1:
             weights = weights / weights.sum(-1, keepdim=True)
         rows = []
         for token, experts, shares in zip(x, chosen, weights, strict=True):
             outputs = [
-                self._map(f"{module}.3", F.relu(self._map(f"{module}.0", token))) * share
-                for module, share in (
-                    (f"{place}.experts.deepspeed_experts.{int(expert)}", share)
-                    for expert, share in zip(experts, shares, strict=True)
-                )
+                self._map(f"{place}.{maps[1]}", activation(self._map(f"{place}.{maps[0]}", token)))
+                for place in (f"{modules}.{int(expert)}" for expert in experts)
             ]
-            rows.append(torch.stack(outputs).sum(0))
+            rows.append(shares @ torch.stack(outputs))
         return torch.stack(rows)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ds_seq.errors import UserError
-from ds_seq.runs.formats.fairseq.plain import read_plain
+from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 
 State = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ class Weights:
             return state
         sums = {name: value.double() for name, value in state.items()}
         for other in self.others:
-            more = self._of_one(read_plain(other), other) | experts_of(other)
+            more = self._of_one(read_checkpoint(other), other) | experts_of(other)
             _check_same(state, more, path, other)
             for name, value in more.items():
                 sums[name] += value.double()

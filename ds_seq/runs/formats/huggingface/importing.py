@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,12 +16,12 @@ from ds_seq.models import build_model
 from ds_seq.names import HUGGINGFACE
 from ds_seq.runs.formats.huggingface.describe import describe
 from ds_seq.runs.formats.huggingface.families import Described
-from ds_seq.runs.formats.huggingface.folder import read_settings, read_tensors
-from ds_seq.runs.formats.huggingface.mapping import Orders, account, take
+from ds_seq.runs.formats.huggingface.folder import FolderTensors, read_settings
+from ds_seq.runs.formats.huggingface.mapping import account
+from ds_seq.runs.formats.huggingface.source import HuggingFaceSource, orders_of
 from ds_seq.runs.formats.imported import Entry, Imported
 from ds_seq.text.build import train_tokenizers
-from ds_seq.text.huggingface import HuggingFaceTokenizer
-from ds_seq.text.tokenizer import Tokenizer
+from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.weights.fill import model_tensors
 
 _LONGEST = 512
@@ -51,8 +51,24 @@ class Languages:
     target_code: str | None = None
 
 
-def import_folder(folder: Path, name: str, languages: Languages) -> Imported:
-    """Read a folder that `save_pretrained` wrote for a model and its tokenizer.
+class Read(NamedTuple):
+    """What a folder holds, before its weights are read.
+
+    Attributes:
+        config: experiment that describes the model.
+        tokenizers: its tokenizers.
+        entries: what becomes of each tensor of theirs.
+        source: its weights as ours.
+    """
+
+    config: ExperimentConfig
+    tokenizers: Tokenizers
+    entries: list[Entry]
+    source: HuggingFaceSource
+
+
+def read_folder(folder: Path, name: str, languages: Languages) -> Read:
+    """Read all of a folder that `save_pretrained` wrote, but the weights of the model.
 
     Args:
         folder: the folder.
@@ -64,18 +80,32 @@ def import_folder(folder: Path, name: str, languages: Languages) -> Imported:
             are missing or left over are named.
     """
     settings = read_settings(folder, "config.json")
-    theirs = read_tensors(folder)
+    theirs = FolderTensors(folder)
     described = describe(settings, theirs, str(folder))
-    names = described.names
     config = _experiment(folder, settings, described, name, languages)
     tokenizers = train_tokenizers(config.data, [])
-    entries = account(names, theirs, described.copies)
+    entries = account(described.names, theirs, described.copies)
     _check_complete(folder, described, entries, theirs)
+    source = HuggingFaceSource(folder, theirs, described.names, orders_of(tokenizers))
+    return Read(config, tokenizers, entries, source)
+
+
+def import_folder(folder: Path, name: str, languages: Languages) -> Imported:
+    """Read a folder that `save_pretrained` wrote for a model and its tokenizer.
+
+    Args:
+        folder: the folder.
+        name: name of the new run.
+        languages: languages of source and target.
+
+    Raises:
+        UserError: see `read_folder`; or a tensor has another shape.
+    """
+    config, tokenizers, entries, source = read_folder(folder, name, languages)
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
-    orders = Orders(*(_own(each).permutation() for each in tokenizers))
     with torch.no_grad():
         for ours, tensor in model_tensors(model):
-            value = take(names, ours, theirs, orders, str(folder))
+            value = source.read(ours)
             if value.shape != tensor.shape:
                 raise UserError(
                     f"{folder}: the tensors for {ours} have the shape {tuple(value.shape)}, but "
@@ -83,11 +113,6 @@ def import_folder(folder: Path, name: str, languages: Languages) -> Imported:
                 )
             tensor.copy_(value)
     return Imported(model.eval(), config, tokenizers, entries)
-
-
-def _own(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
-    assert isinstance(tokenizer, HuggingFaceTokenizer)
-    return tokenizer
 
 
 def _check_complete(
