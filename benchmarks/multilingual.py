@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""One model from English to many languages: BLEU at two temperatures, with and without experts.
+"""One model from English to many languages at two temperatures, with and without experts.
 
     python benchmarks/multilingual.py cs=text.en-cs.tsv.xz de=text.en-de.tsv.xz ... [--record]
 
 Each file has English and the other language in its first two columns. Test sentences are chosen
 by a hash of the English side, and such English sentences are left out of the training text of all
-languages. All models see as many updates; BLEU is that of the last weights. Runs and text stay in
-`--folder`, and what is finished there is not done again.
+languages. All models see as many updates; BLEU and likelihoods are those of the last weights. Runs
+and text stay in `--folder`, and what is finished there is not done again.
 """
 
 from __future__ import annotations
@@ -126,15 +126,47 @@ def experiment(
     }
 
 
-def bleu_of(run: Path, test: Mapping[str, list[Pair]], beam: int) -> dict[str, float]:
-    """Return BLEU by language."""
+class Quality(NamedTuple):
+    """How well a model translates into a language.
+
+    Attributes:
+        bleu: BLEU of its translations.
+        nats: negative log-likelihood of a token of the references, end symbols included.
+    """
+
+    bleu: float
+    nats: float
+
+
+def quality_of(run: Path, test: Mapping[str, list[Pair]], beam: int) -> dict[str, Quality]:
+    """Return the quality of the last weights by language."""
     model = ds_seq.load(run)
-    scores = {}
+    found = {}
     for language, pairs in test.items():
-        found = model.translate([f"<2{language}> {pair.source}" for pair in pairs], beam=beam)
+        sources = [f"<2{language}> {pair.source}" for pair in pairs]
         references = [pair.target for pair in pairs]
-        scores[language] = Scorer(language)(found, references)[0].value
-    return scores
+        bleu = Scorer(language)(model.translate(sources, beam=beam), references)[0].value
+        tokens = [token for s in model.score(sources, references) for token in s.token_scores]
+        found[language] = Quality(bleu, -statistics.fmean(tokens))
+    return found
+
+
+def report(found: Mapping[str, Mapping[str, Quality]], test: Mapping[str, list[Pair]]) -> str:
+    """Return a table of BLEU and one of likelihoods, a column for each model."""
+    texts = []
+    for field, digits, title in (("bleu", 1, "BLEU"), ("nats", 3, "Nats per token")):
+        rows = [
+            [code, f"{len(pairs):,}"]
+            + [f"{getattr(each[code], field):.{digits}f}" for each in found.values()]
+            for code, pairs in test.items()
+        ]
+        means = [
+            f"{statistics.fmean(getattr(q, field) for q in each.values()):.{max(digits, 2)}f}"
+            for each in found.values()
+        ]
+        body = table(["language", "sentences", *found], [*rows, ["mean", "", *means]])
+        texts.append(f"### {title}\n\n{body}")
+    return "\n\n".join(texts)
 
 
 def main() -> int:
@@ -152,7 +184,7 @@ def main() -> int:
         code: Path(name) for code, _, name in (text.partition("=") for text in arguments.texts)
     }
     test = write_text(files, arguments.folder / "text", arguments.sentences)
-    scores: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Quality]] = {}
     for model in MODELS:
         for temperature in TEMPERATURES:
             content = experiment(
@@ -165,17 +197,11 @@ def main() -> int:
             ds_seq.prepare(path)
             ds_seq.fit(path, resume=True)
             column = f"{model}, T = {temperature}"
-            scores[column] = bleu_of(Path(content["run_dir"]), test, arguments.beam)
-            mean = statistics.fmean(scores[column].values())
+            found[column] = quality_of(Path(content["run_dir"]), test, arguments.beam)
+            mean = statistics.fmean(quality.bleu for quality in found[column].values())
             print(f"{column}: mean BLEU {mean:.2f}", file=sys.stderr, flush=True)
-    rows = [
-        [code, f"{len(test[code]):,}", *(f"{found[code]:.1f}" for found in scores.values())]
-        for code in files
-    ]
-    means = [f"{statistics.fmean(found.values()):.2f}" for found in scores.values()]
-    text = table(["language", "sentences", *scores], [*rows, ["mean", "", *means]])
     title = f"English to {len(files)} languages: temperature, and experts"
-    return finish(title, text, [], arguments.record)
+    return finish(title, report(found, test), [], arguments.record)
 
 
 if __name__ == "__main__":

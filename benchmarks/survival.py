@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from benchmarks.common import add_common_arguments, finish
 from benchmarks.survival_report import goals, report
 from benchmarks.survival_rounding import rounding
 from benchmarks.survival_trials import SECTIONS, Bench
+from ds_seq.errors import run_command
+from ds_seq.files import LOCK_FILE, Lock
 
 Row = dict[str, Any]
 ALL_SECTIONS = {**SECTIONS, "rounding": rounding}
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the trials that are missing, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -39,12 +41,14 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=100, help="kills, and signals")
     parser.add_argument("--report", action="store_true", help="no further trials")
     add_common_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     journal = args.out / "survival.jsonl"
     if not args.report:
-        bench = Bench(args.out.resolve(), 6 if args.quick else args.trials)
-        for section in args.only:
-            _complete(ALL_SECTIONS[section], section, bench, journal)
+        # trials of two processes would delete each other's runs
+        with Lock(args.out / LOCK_FILE, args.out, "give another --out"):
+            bench = Bench(args.out.resolve(), 6 if args.quick else args.trials)
+            for section in args.only:
+                _complete(ALL_SECTIONS[section], section, bench, journal)
     rows = _read(journal)
     return finish("Survival", report(rows), goals(rows), args.record)
 
@@ -68,4 +72,4 @@ def _read(journal: Path) -> list[Row]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, sys.argv[1:]))

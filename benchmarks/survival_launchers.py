@@ -38,6 +38,8 @@ from benchmarks.common import (
 )
 from benchmarks.hang_cases import Lab
 from benchmarks.launcher_cases import LIMIT, MOMENTS, TARGETS, facts, measure
+from ds_seq.errors import run_command
+from ds_seq.files import LOCK_FILE, Lock
 from tests.slurm.cluster import cluster, why_not
 
 Row = dict[str, Any]
@@ -62,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     journal = args.out / "launchers.jsonl"
     if not args.report:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends all runs
-        _run(args, journal)
+        # trials of two processes would delete each other's runs
+        with Lock(args.out / LOCK_FILE, args.out, "give another --out"):
+            _run(args, journal)
     rows = _read(journal)
     body = f"{machine()}; `{command_line()}`\n\n{report(rows)}"
     return finish("Launchers that are killed or get signals", body, goals(rows), args.record)
@@ -151,4 +155,4 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))
