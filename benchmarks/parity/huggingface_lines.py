@@ -3,7 +3,8 @@
     python benchmarks/parity/huggingface_lines.py RUN --text TEST.en --python VENV/bin/python
 
 RUN is a trained run that `ds-seq export --format hf` writes. Both translate the first lines of the
-text, greedily and with a beam of 4. `--python` is an interpreter that has transformers; for
+text, greedily and with a beam of 4; those that reach the limit there, where transformers forces the
+end symbol at no cost, are left out. `--python` is an interpreter that has transformers; for
 NLLB-MoE, before 5.0.
 """
 
@@ -54,9 +55,11 @@ def main(argv: Sequence[str]) -> int:
         found = model.translate(
             lines, beam=int(beam), max_len_a=0.0, max_len_b=_MOST_NEW_TOKENS, length_penalty=1.0
         )
-        equal = sum(a == b for a, b in zip(found, answers_there, strict=True))
-        print(f"beam {beam}: {equal} of {len(lines)} equal, {len(set(found))} different ones")
-        worst = min(worst, equal / len(lines))
+        pairs = zip(found, answers_there, strict=True)
+        ended = [(ours, theirs) for ours, theirs in pairs if theirs is not None]
+        equal = sum(ours == theirs for ours, theirs in ended)
+        print(f"beam {beam}: {equal} of {len(ended)} equal, {len(set(found))} different ones")
+        worst = min(worst, equal / len(ended))
     return int(worst < _LEAST_EQUAL)
 
 

@@ -392,10 +392,13 @@ def read(lines: list[str], folder: Path) -> None:
 
 @torch.no_grad()
 def translate(lines: list[str], folder: Path, out: Path) -> None:
-    """Open a folder, and write its translations of the lines by the width of the beam."""
+    """Open a folder, and write its translations of the lines by the width of the beam.
+
+    One that reaches the limit is None: its end symbol is forced, and costs nothing.
+    """
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    answers: dict[str, list[str]] = {"1": [], "4": []}
+    answers: dict[str, list[str | None]] = {"1": [], "4": []}
     for first in range(0, len(lines), _BATCH):
         inputs = _inputs(tokenizer, lines[first : first + _BATCH])
         for beam, found in answers.items():
@@ -403,9 +406,14 @@ def translate(lines: list[str], folder: Path, out: Path) -> None:
                 **inputs, num_beams=int(beam), max_length=MAX_LENGTH, do_sample=False,
                 length_penalty=1.0, early_stopping=True,
             )  # fmt: skip
-            found += tokenizer.batch_decode(
+            lengths = (rows != tokenizer.pad_token_id).sum(1).tolist()
+            texts = tokenizer.batch_decode(
                 rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
+            found += [
+                None if length == MAX_LENGTH else text
+                for length, text in zip(lengths, texts, strict=True)
+            ]
     out.write_text(json.dumps(answers), encoding="utf-8")
 
 
