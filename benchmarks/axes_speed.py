@@ -1,8 +1,9 @@
 """Cost of the axes of a model, per floating point operation, against the plain Transformer.
 
-A side is forward and backward of one encoder layer and one decoder layer, or an update of a small
-model (forward, cross entropy, backward, Adam). All sides take turns in one process with one thread,
-and processor time is compared. Operations are those that `ds-seq train` counts for `mfu`.
+A side is forward and backward of one encoder layer and one decoder layer, of two and two with a
+part that not all models have, or an update of a small model (forward, cross entropy, backward,
+Adam). All sides take turns in one process with one thread, and processor time is compared.
+Operations are those that `ds-seq train` counts for `mfu`.
 
     python benchmarks/axes_speed.py
     python benchmarks/axes_speed.py --only before --old ../before    # training in an older checkout
@@ -33,9 +34,11 @@ from ds_seq.criterions.cross_entropy import smoothed_cross_entropy
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.environment import keep_freed_memory
 from ds_seq.models.build import build_seq2seq
+from ds_seq.models.build.adapters import choose_adapters
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.modules.body import Context
 from ds_seq.modules.linear import product
+from ds_seq.modules.multiway import Markers
 from ds_seq.modules.position_bias import Window
 
 PLAIN, RECURRENT, UNSHARED = "plain", "1 layer called 6 times", "6 layers"
@@ -65,9 +68,28 @@ AXES: dict[str, dict[str, Any]] = {
         "decoder_repeats": 6,
     },
 }
+ADAPTERS, MULTIWAY = "adapters", "multiway"
+PARTS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    ADAPTERS: {"adapters": {"ids": ["a"], "active": "a"}},
+    "adapters, gated": {"adapters": {"ids": ["a"], "active": "a", "gate": True}},
+    "lora of all maps": {
+        "lora": {"rank": 8, "modules": ["query", "key", "value", "output", "up", "down"]}
+    },
+    "half of the heads": {
+        "pruned_heads": dict.fromkeys(("encoder", "decoder", "cross"), [[0, 1], [2, 3]])
+    },
+    MULTIWAY: {"multiway": {"markers": {"a": 0, "b": 1}}},
+}
+FEW_WORDS = 32  # so that nearly all operations are those of layers
 LONG, WINDOWS = 4096, (64, 256)
-AXIS_GOAL, RECURRENT_GOAL, BEFORE_GOAL, WINDOW_GOAL = 1.05, 1.10, 0.98, 0.5
-WITH_GOAL = ("norm rms", "activation swiglu", "positions rotary", RECURRENT)
+AXIS_GOAL, RECURRENT_GOAL, PART_GOAL = 1.05, 1.10, 1.10
+BEFORE_GOAL, WINDOW_GOAL = 0.98, 0.5
+GOALS = {
+    **dict.fromkeys(("norm rms", "activation swiglu", "positions rotary"), AXIS_GOAL),
+    RECURRENT: RECURRENT_GOAL,
+    ADAPTERS: PART_GOAL,
+}
 _NOT_ONE_LAYER = (UNSHARED, RECURRENT)
 _PEAK_SIZE = 1024
 
@@ -98,6 +120,29 @@ def layers_of(axis: str) -> Side:
         model.decoder(target, Context(source=encoded)).hidden.backward(grad)
 
     return Side(call, _flops(config, vocab=0))
+
+
+def part_of(name: str) -> Side:
+    """Return forward and backward of a model of two layers in each stack.
+
+    With several sets of parameters, half of the tokens use each.
+    """
+    config = _config(PLAIN, PARTS[name])
+    model = _model(config, FEW_WORDS).train()
+    if isinstance(model.markers, Markers):
+        model.markers.mark({4: 0, 5: 1})
+    source, target = (torch.randint(6, FEW_WORDS, (SENTENCES, LENGTH)) for _ in range(2))
+    source[:, 0] = torch.arange(SENTENCES) % 2 + 4
+    real = torch.ones(SENTENCES, LENGTH, dtype=torch.bool)
+    inputs = Seq2SeqInputs(source, real, target, real, num_targets=real.numel())
+    if config.adapters is not None:
+        choose_adapters(model, config.adapters)
+
+    def call() -> None:
+        model.zero_grad()
+        model(inputs).logits.sum().backward()
+
+    return Side(call, _flops(config, FEW_WORDS))
 
 
 def update_of(axis: str) -> Side:
@@ -132,7 +177,7 @@ def axes_section(title: str, sides: Mapping[str, Side], rounds: int, seconds: fl
         f"6 layers. Peak: {peak / 1e9:.0f} GFLOP/s, products of {_PEAK_SIZE} x {_PEAK_SIZE} "
         "matrices in the same rounds."
     )
-    goals = [_goal(title, name, sides, timed) for name in sides if name in WITH_GOAL]
+    goals = [_goal(title, name, sides, timed) for name in sides if name in GOALS]
     return Section(title, body, goals)
 
 
@@ -201,8 +246,8 @@ def _config(axis: str, sizes: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig.model_validate({**SIZES, **sizes, **AXES[axis]})
 
 
-def _model(config: TransformerConfig) -> Seq2SeqTransformer:
-    return build_seq2seq(config, VOCAB, expert_parallel=1, expert_parallel_rank=0, seed=1)
+def _model(config: TransformerConfig, vocab: int = VOCAB) -> Seq2SeqTransformer:
+    return build_seq2seq(config, vocab, expert_parallel=1, expert_parallel_rank=0, seed=1)
 
 
 def _flops(config: TransformerConfig, vocab: int) -> float:
@@ -251,8 +296,8 @@ def _goal(title: str, name: str, sides: Mapping[str, Side], timed: Rounds) -> Go
     reference = _reference(name)
     flops = sides[name].flops / sides[reference].flops
     cost = statistics.median(_ratios(name, timed)) / flops
-    bound = RECURRENT_GOAL if name == RECURRENT else AXIS_GOAL
-    return Goal(f"{title}: {name} to {reference}, per FLOP", cost, bound, "x", at_least=False)
+    what = f"{title}: {name} to {reference}, per FLOP"
+    return Goal(what, cost, GOALS[name], "x", at_least=False)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -260,7 +305,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = ("layer", "update", "window", "before")
+    kinds = ("layer", "update", "parts", "window", "before")
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--old", type=Path, help="an older checkout, for `before`")
     parser.add_argument("--rounds", type=int, default=25)
@@ -277,6 +322,9 @@ def main(argv: Sequence[str]) -> int:
     if "update" in args.only:
         sides = {name: update_of(name) for name in AXES}
         sections.append(axes_section("An update", sides, rounds, seconds))
+    if "parts" in args.only:
+        sides = {name: part_of(name) for name in PARTS}
+        sections.append(axes_section("Parts of layers", sides, rounds, seconds))
     if "window" in args.only:
         sections.append(window_section(rounds))
     if "before" in args.only and args.old is not None:

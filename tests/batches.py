@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ds_seq.data.batch import Batch, Padded, Seq2SeqInputs
 from ds_seq.models.output import EncoderOutput, ModelOutput
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.modules.multiway import Markers
 from ds_seq.names import Capture
 
 PAD, EOS = 1, 2
@@ -58,3 +60,10 @@ def encode(model: Any, source: Tensor, capture: Capture = "none") -> EncoderOutp
     """Source tokens (B, S), encoded."""
     encoded: EncoderOutput = model.encode(*padded(source), capture)
     return encoded
+
+
+def mark_every_third(model: nn.Module) -> None:
+    """Let every third token of a model with two sets of parameters choose one of them."""
+    markers = model.markers if isinstance(model, Seq2SeqTransformer) else None
+    if isinstance(markers, Markers):
+        markers.mark({token: token // 3 % 2 for token in range(4, len(markers.sets), 3)})

@@ -92,6 +92,8 @@ def _vocabulary(result: Translation) -> list[str]:
     words = []
     for key in ("codes", "sentencepiece"):
         words += [f"--{key}", part["fairseq"][key]] if key in part["fairseq"] else []
+    tags = part.get("user_symbols", [])
+    words += ["--user-symbols", ",".join(tags)] if tags else []
     return words + (["--moses"] if part["fairseq"].get("moses") else [])
 
 

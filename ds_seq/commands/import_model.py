@@ -97,6 +97,7 @@ def _of_fairseq(options: argparse.Namespace) -> Imported:
         options.sentencepiece,
         options.moses,
         options.lang_dict,
+        [symbol for symbol in (options.user_symbols or "").split(",") if symbol],
     )
     languages = (options.source_lang, options.target_lang)
     weights = Weights(options.ema, options.average or ())

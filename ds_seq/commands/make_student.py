@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from ds_seq.commands.arguments.make_student import build_parser
 from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.fewer_layers import CopiedLayers
+from ds_seq.config.load import read_experiment
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
-from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
+from ds_seq.models.layer_maps import LayerMap, copy_map, even_map, is_tabled
 from ds_seq.names import STACKS, LayerMapName, Stack
-from ds_seq.runs.card import StoredRun
+from ds_seq.runs.card import LoadedRun, StoredRun
 from ds_seq.runs.data import open_for_model
 from ds_seq.runs.export import check_new, write_export
+from ds_seq.runs.foreign import is_huggingface, load_huggingface
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.surgery.shrink import student_config
@@ -47,13 +50,17 @@ def main(argv: Sequence[str]) -> int:
     options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
-    stored = open_run(options.run, options.checkpoint)
+    stored = _open(options)
     experiment = stored.require_experiment()
     layers = _chosen(options, stored.model_config)
     sample = _sample(options, stored)
     config = fine_tuning(student_config(experiment, layers, options.dense), options.out)
+    config = read_experiment(config, options.overrides)
     device = distributed.World().device if options.dense else torch.device("cpu")
-    run = load_run(options.run, options.checkpoint, device, torch.float32)
+    run = stored
+    if isinstance(run, StoredRun):
+        run = load_run(options.run, options.checkpoint, device, torch.float32)
+    run.model.to(device)
     student = student_of(run, config, layers, sample, device)
     student.model.to(DTYPES[options.dtype])
     path = write_export(student.model, config, run.tokenizers, options.out, student.notes)
@@ -67,6 +74,23 @@ def main(argv: Sequence[str]) -> int:
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     print("\n".join(_next_commands(options, experiment, config)))
     return 0
+
+
+def _open(options: argparse.Namespace) -> StoredRun | LoadedRun:
+    """Open the teacher; a folder of Hugging Face is imported in memory."""
+    languages = (options.source_lang, options.target_lang)
+    if is_huggingface(options.run):
+        if options.checkpoint not in ("best", "last"):
+            raise UserError(
+                f"--checkpoint {options.checkpoint}: {options.run} holds one state only"
+            )
+        return load_huggingface(options.run, *languages, not options.no_compare)
+    if any(languages) or options.no_compare:
+        raise UserError(
+            f"--source-lang, --target-lang and --no-compare: {options.run} is no folder of Hugging "
+            "Face; leave them out"
+        )
+    return open_run(options.run, options.checkpoint)
 
 
 def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
@@ -88,6 +112,12 @@ def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
                 f"--{stack}-layers {given}: must be from 1 to {limit}, the teacher's {stack}_layers"
             )
         layers = _MAPS[options.copy](limit, given) if text is None else _ids(stack, text, limit)
+        if text is None and options.copy == "table" and not is_tabled(limit, given):
+            print(
+                f"ds-seq: warning: no tested choice of {given} of {limit} layers ({stack}); taking "
+                f"evenly spaced ones ({' '.join(map(str, layers))}); --copy first takes the first",
+                file=sys.stderr,
+            )
         if depth is not None and len(layers) != depth:
             raise UserError(
                 f"--{stack}-copy {text}: names {len(layers)} layers, but --{stack}-layers is "
@@ -113,7 +143,7 @@ def _ids(stack: Stack, text: str, limit: int) -> list[int]:
     return ids
 
 
-def _sample(options: argparse.Namespace, stored: StoredRun) -> Sample | None:
+def _sample(options: argparse.Namespace, stored: StoredRun | LoadedRun) -> Sample | None:
     """Return the pairs on which to measure experts; None without `--dense`."""
     if not options.dense:
         if options.data is not None:
@@ -144,7 +174,14 @@ def _next_commands(
     yield f"fine-tune:         {train} {' '.join(words)}"
     key, criterion = student.base_criterion
     if isinstance(criterion, CrossEntropyConfig):
-        section = {"name": "distillation", "teacher": str(options.run)}
+        run: Path = options.run
+        if is_huggingface(run):
+            run = options.out.with_name(f"{options.run.resolve().name}-teacher")
+            languages = f"--source-lang {student.data.source_lang} "
+            languages += f"--target-lang {student.data.target_lang}"
+            command = f"ds-seq import huggingface {options.run} --out {run} {languages}"
+            yield f"a run of the teacher, for the next line:  {command}"
+        section = {"name": "distillation", "teacher": str(run)}
         if options.checkpoint != "best":
             section["checkpoint"] = options.checkpoint
         words.append(shlex.quote(f"{key}={json.dumps(section)}"))

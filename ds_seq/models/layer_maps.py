@@ -87,6 +87,11 @@ def even_map(teacher: int, student: int) -> list[int]:
     return [(2 * layer * (teacher - 1) + gaps) // (2 * gaps) for layer in range(student)]
 
 
+def is_tabled(teacher: int, student: int) -> bool:
+    """Return whether `copy_map` has a tested choice for these depths."""
+    return teacher == student or bool(_listed(_COPIED, teacher, student))
+
+
 def _listed(table: _Table, teacher: int, student: int) -> list[int]:
     """Return a copy of the table's entry, or an empty list."""
     return list(table.get(teacher, {}).get(student, []))

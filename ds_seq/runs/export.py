@@ -33,6 +33,7 @@ from ds_seq.runs.formats.ds_seq import (
 )
 from ds_seq.runs.formats.huggingface.exporting import HuggingFaceExporter
 from ds_seq.runs.formats.huggingface.source import LINK_FILE, link_to
+from ds_seq.runs.model_card import CARD_FILE, model_card
 from ds_seq.runs.open import DTYPES, ModelParts, load_run, open_run
 from ds_seq.runs.parts import write_part
 from ds_seq.text.tokenizer import Tokenizers
@@ -137,7 +138,10 @@ def _export_folder(run: Path, out: Path, checkpoint: str, dtype: str, form: Expo
     loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
     with _new_path(out) as folder:
         folder.mkdir()
-        converter.save(loaded.model, tokenizers, folder, dtype)
+        check = converter.save(loaded.model, tokenizers, folder, dtype)
+        count = sum(parameter.numel() for parameter in loaded.model.parameters())
+        card = model_card(run, stored, form, check, count)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
         files.write_sums(folder)
     return out / converter.weights_file
 

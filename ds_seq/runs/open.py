@@ -22,6 +22,7 @@ from ds_seq.models.packing import pack_weights
 from ds_seq.names import INT8
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.runs.fewer_layers import KeptLayers, keep_layers
+from ds_seq.runs.foreign import refuse_huggingface
 from ds_seq.runs.formats import FORMATS
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
 from ds_seq.runs.parts import add_part
@@ -54,6 +55,7 @@ def open_run(run: str | Path, checkpoint: str) -> StoredRun:
         raise UserError(f"{path}: neither a run folder nor a file that `ds-seq export` made")
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder or exported file")
+    refuse_huggingface(path)
     raise UserError(f"{path}: not a run folder ({CONFIG_FILE} is missing)")
 
 

@@ -92,7 +92,7 @@ def make_student(
         The student in evaluation mode, in float32 on the CPU.
 
     Raises:
-        UserError: the teacher is an external model.
+        UserError: the teacher is an external model, or `config` has other tensors.
     """
     if not isinstance(teacher, Seq2SeqTransformer):
         raise UserError(
@@ -106,8 +106,13 @@ def make_student(
             tensors |= {f"{place}.{part}": value for part, value in dense.named_parameters()}
     student = build_model(config.model, vocab, 1, 0, seed=config.train.seed)
     for name, tensor in model_tensors(student):
-        value = tensors[_source(name, layers)]
-        assert value.shape == tensor.shape, f"{name}: {value.shape} is not {tensor.shape}"
+        value = tensors.get(_source(name, layers))
+        if value is None or value.shape != tensor.shape:
+            found = "has none" if value is None else f"has {tuple(value.shape)}"
+            raise UserError(
+                f"model: the student's {name} is {tuple(tensor.shape)}, its teacher {found}; a "
+                "student copies its teacher, so leave out changes of the model's shape"
+            )
         tensor.copy_(value)
     return student.requires_grad_(False).eval()
 

@@ -128,6 +128,7 @@ def transfer(
         UserError: the models do not fit.
     """
     keys = source.keys()
+    _refuse_sets(model, source, keys)
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -141,6 +142,17 @@ def transfer(
             )
         _upcycle(layer, name, source, noise)
     return fill(model, source, list(layers), allowed)
+
+
+def _refuse_sets(model: nn.Module, source: TensorSource, keys: set[str]) -> None:
+    """Refuse layers whose experts would have to start from several feed-forwards."""
+    for name, module in model.named_modules():
+        if isinstance(module, MoeFeedForward) and f"{name}.sets.0.up.weight" in keys:
+            raise UserError(
+                f"{source.path}: {name} has several sets of parameters (model.multiway), of which "
+                "experts cannot start as one; give experts to other layers (model.moe.placement, "
+                "model.moe.layers)"
+            )
 
 
 def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: float) -> None:

@@ -136,6 +136,15 @@ class CheckpointStore:
             self._keep(self.index["last"], self.index["best"])
         return messages
 
+    def connect(self, engine: Engine) -> None:
+        """Connect ranks that have slices for each other. A collective.
+
+        The first save would do it too. But ranks meet at a store that `torchrun` holds, and the
+        first save may be that of a training whose launcher has been killed.
+        """
+        if engine.zero_stage > 0 and distributed.world_size() > 1:
+            self._exchange.open()
+
     def start(
         self,
         engine: Engine,

@@ -247,6 +247,7 @@ def _build(
             batches = train_batches(config, task, train_set, world, share)
     done = 0 if progress is None else int(progress["update"])
     saves, messages = open_saves(setup, history, best, task.tokenizers.fingerprint, done, world)
+    saves.connect(engine)
     log = open_log(setup, batches, world, done)
     _say_first(log, (*problems, *messages, *empty_batches(batches)), start_notes)
     if is_auto:

@@ -34,6 +34,10 @@ class Saves:
         self.failed, self.num_failed = store.failed, 0
         self.last_error: str | None = None
 
+    def connect(self, engine: Engine) -> None:
+        """Connect the ranks for all saves to come. A collective; see `CheckpointStore.connect`."""
+        self._store.connect(engine)
+
     def save(
         self,
         engine: Engine,

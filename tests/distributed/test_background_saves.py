@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ds_seq import distributed
@@ -202,9 +203,15 @@ def test_a_rank_that_cannot_write(tmp_path: Path, goes_on: bool, in_background: 
         assert second["ended"] == EXIT_USER_ERROR
 
 
+def _no_meeting_point(*arguments: Any, **named: Any) -> Any:
+    raise ConnectionError("the launcher that held it has ended")
+
+
 def _end_without_finish(root: Path) -> list[str]:
     engine = _engine(1, 2)
     saves = Saves(CheckpointStore(root / "checkpoints", 2, 1, True), True, False)
+    saves.connect(engine)
+    dist.new_group = _no_meeting_point
     saves.save(engine, 1, progress_at(1), None, {})
     saves.close()  # what an error in the training leads to
     distributed.barrier()

@@ -8,16 +8,21 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ds_seq import cli
+from ds_seq.data.fairseq_files import IndexedFile
+from ds_seq.data.fairseq_write import indexed_writer
+from ds_seq.data.source import TokenBlock
 from ds_seq.runs.open import open_run
+from ds_seq.text.fairseq_dict import Dictionary
 from tests.data.fairseq import write_checkpoints, write_recorded
 from tests.system import forked
 from tests.system.runs import losses
 from tests.unit.compat.commands import COMMANDS, command
 
-CHEAP = ("experts",)
+CHEAP = ("experts", "global_language_wise")
 UPDATES = 2
 GENERATED = Path(__file__).parents[1] / "data" / "fairseq_generate.txt"
 
@@ -38,7 +43,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         pytest.param(name, marks=[] if name in CHEAP else pytest.mark.slow)
         for name in sorted(COMMANDS)
-        if name != "global_language_wise"  # needs data of several languages
     ],
 )
 def test_a_command_trains(
@@ -50,7 +54,10 @@ def test_a_command_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     more = ["--sentencepiece-model", str(data / "spm.model"), "--ep-world-size", "1"]
-    words = command(name, data / "spm", *more)
+    folder = data / "spm"
+    if name == "global_language_wise":
+        folder = _with_languages(folder, tmp_path / "tagged")
+    words = command(name, folder, *more)
     capsys.readouterr()
     assert cli.main(["from-fairseq", "--out", "new", "--", *words]) == 0
     experiment = "new/experiment.yaml"
@@ -74,6 +81,27 @@ def test_a_command_trains(
         assert any("bleu" in record for record in records)
         text = (tmp_path / "new" / "valid.en").read_text(encoding="utf-8")
         assert text and "\u2581" not in text  # pieces are joined
+
+
+def _with_languages(folder: Path, copy: Path) -> Path:
+    """A copy of the data whose sources begin with the tag of one of two languages."""
+    shutil.copytree(folder, copy)
+    for path in copy.glob("dict.*.txt"):
+        text = path.read_text(encoding="utf-8")
+        for number, code in enumerate(("hi", "ta")):
+            text = text.replace(f"madeupword000{number} ", f"__src__{code} ")
+        path.write_text(text, encoding="utf-8")
+    ids = Dictionary.parse((copy / "dict.en.txt").read_bytes(), "dict.en.txt").ids
+    tags = np.array([ids["__src__hi"], ids["__src__ta"]])
+    for split in ("train", "valid"):
+        prefix = copy / f"{split}.en-de.en"
+        file = IndexedFile(prefix)
+        block = file.gather(np.arange(len(file)))
+        starts = block.lengths.cumsum() - block.lengths
+        tokens = np.insert(block.tokens, starts, np.resize(tags, len(file)))
+        with indexed_writer(prefix, len(ids)) as writer:
+            writer.add(TokenBlock(tokens, block.lengths + 1))
+    return copy
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ _ONLY = {
         "sentencepiece",
         "moses",
         "lang_dict",
+        "user_symbols",
         "ema",
         "average",
     ),
@@ -58,6 +59,9 @@ def build_parser() -> CommandParser:
     add("--moses", action="store_true", help="fairseq: text was tokenized by Moses' rules")
     add("--lang-dict", type=Path, metavar="FILE",
         help="fairseq: languages of a multilingual model, if its training read them")  # fmt: skip
+    add("--user-symbols", metavar="SYMBOLS",
+        help="fairseq: symbols of the dictionary with commas between them that are never split, "
+        "such as language tags of sources")  # fmt: skip
     add("--ema", action="store_true",
         help="fairseq: take the averages of weights that --store-ema stored")  # fmt: skip
     add("--average", type=Path, nargs="+", metavar="FILE",

@@ -24,8 +24,11 @@ def build_parser() -> CommandParser:
     add(
         "run",
         type=Path,
-        help="the teacher: run folder, or a file or folder written by `ds-seq export`",
+        help="the teacher: run folder, file or folder written by `ds-seq export`, or folder of "
+        "Hugging Face",
     )
+    add("overrides", nargs="*", metavar="KEY=VALUE",
+        help="changes of the student's experiment, such as model.dropout=0.2")  # fmt: skip
     add("--out", type=Path, required=True,
         help="new file (NAME.safetensors) or folder to write, as `ds-seq export` does")  # fmt: skip
     for stack in STACKS:
@@ -37,6 +40,9 @@ def build_parser() -> CommandParser:
         help="which layers to copy: table, tested choices for common depths, otherwise even; even, "
         "evenly spaced from first to last; first (default: %(default)s)")  # fmt: skip
     add("--checkpoint", default="best", help=CHECKPOINT_HELP)
+    add("--source-lang", help="Hugging Face: language code, if the folder names none")
+    add("--target-lang", help="Hugging Face: that of the target")
+    add("--no-compare", action="store_true", help="Hugging Face: do not compare with transformers")
     add("--dtype", choices=EXPORT_DTYPES, default="fp32", help="precision on disk")
     add("--dense", action="store_true",
         help="merge the experts of each layer into one dense feed-forward, their average weighted "

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ds_seq.config.cost.batch import BatchShape, Device, Layer
 from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.config.model.positions import RotaryConfig, XPosConfig
 from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.names import GATED_ACTIVATIONS, Stack
 
@@ -42,7 +43,11 @@ class Activations(NamedTuple):
 
 
 def activations(
-    model: TransformerConfig, batch: BatchShape, vocab_size: int, device: Device
+    model: TransformerConfig,
+    batch: BatchShape,
+    vocab_size: int,
+    device: Device,
+    expert_parallel: int = 1,
 ) -> Activations:
     """Return what a forward pass in training keeps.
 
@@ -51,8 +56,9 @@ def activations(
         batch: the batch.
         vocab_size: size of the vocabulary of the target.
         device: where it runs.
+        expert_parallel: number of ranks over which the experts are distributed.
     """
-    count = _Counter(model, batch, device)
+    count = _Counter(model, batch, device, expert_parallel)
     width, tokens = device.width, batch.tokens
     layers = tuple(layer for stack in model.stacks for layer in count.layers(stack))
     rest = sum(count.ends(stack) for stack in model.stacks)
@@ -62,7 +68,10 @@ def activations(
 class _Counter:
     """Counts bytes of a batch."""
 
-    def __init__(self, model: TransformerConfig, batch: BatchShape, device: Device) -> None:
+    def __init__(
+        self, model: TransformerConfig, batch: BatchShape, device: Device, expert_parallel: int
+    ) -> None:
+        self._expert_parallel = expert_parallel
         self._model, self._batch, self._device = model, batch, device
         self._d, self._w = model.d_model, device.width
         head = model.head_width(model.d_model)
@@ -86,8 +95,9 @@ class _Counter:
                 if model.moe is not None and num_experts
                 else self._feed_forward(model.inner_width(model.ffn_dim))
             )
-            kept = tokens * (sum(part + self._residual() for part in parts) + self._adapter(stack))
-            kept += self._scores(stack)
+            parts += [self._adapter(stack), self._changes(stack, num_experts)]
+            kept = tokens * (sum(parts) + (len(parts) - 2) * self._residual())
+            kept += self._scores(stack) + self._changed_experts(stack, num_experts)
             once.append(Layer(stack, kept, tokens * self._d * self._w))
         for _ in range(model.repeats_of(stack)):
             yield from once
@@ -101,6 +111,8 @@ class _Counter:
             kept += d * w + self._statistics(1)
         if model.normalizes_first:
             kept += d * w + self._statistics(1)
+        if model.sets_of(stack) > 1:  # places of tokens, in a decoder those of the source, too
+            kept += 2 * _INDEX if stack == "encoder" else 4 * _INDEX - d * w
         if model.embedding_dim is not None:
             is_tied = stack == "decoder" and model.shares_output
             kept += model.embedding_dim * w * (2 if is_tied else 1)
@@ -142,11 +154,18 @@ class _Counter:
             kept += (d + 2 * kv) * w  # what the map returned: one tensor, with parts as views
         if model.query_key_norm or is_turned:
             kept += self._moved(is_shared)
+            if self._turns_neighbors and not model.query_key_norm:
+                kept -= d * w  # the order of the heads stays as it was
         if model.query_key_norm:
             kept += self._statistics(model.num_heads + self._kv_heads)
         if model.has_inner_norms:
             kept += d * w + self._statistics(1)
-        return kept
+        return kept + self._grouped(stack, d)
+
+    @property
+    def _turns_neighbors(self) -> bool:
+        positions = self._model.positions
+        return isinstance(positions, RotaryConfig | XPosConfig) and positions.interleaved
 
     def _retention(self, retention: RetentionConfig, causal: bool) -> float:
         """Return what retention keeps of a token: all but the first and last map is in float32."""
@@ -172,7 +191,11 @@ class _Counter:
         if model.query_key_norm:
             kept += self._moved(self._kv_heads < model.num_heads)
             kept += self._statistics(model.num_heads + self._kv_heads)
-        return kept
+        return kept + self._grouped("decoder", d + self._d)
+
+    def _grouped(self, stack: Stack, width: float) -> float:
+        """Return what copies of inputs in the order of their sets of parameters keep."""
+        return width * self._w if self._model.sets_of(stack) > 1 else 0.0
 
     def _moved(self, is_shared: bool) -> float:
         """Return what queries and keys keep that are normalized or turned.
@@ -246,6 +269,34 @@ class _Counter:
         if adapters.tags:
             kept += d * w  # rows of the sentences of an adapter
         return kept + self._mask(d, self._model.dropout)
+
+    def _changes(self, stack: Stack, num_experts: int) -> float:
+        """Return what the low-rank changes of a layer's maps keep of a token."""
+        model, d, attention = self._model, self._d, self._attention
+        lora = model.lora_of(stack)
+        if lora is None:
+            return 0.0
+        inner = model.inner_width(model.ffn_dim)
+        attentions = [(d, ("query", "key", "value")), (attention, ("output",))]
+        if stack == "decoder":
+            attentions += [(d, ("query",)), (d, ("key", "value")), (attention, ("output",))]
+        maps = attentions if num_experts else [*attentions, (d, ("up",)), (inner, ("down",))]
+        kept = 0.0
+        for inputs, names in maps:
+            changed = sum(name in lora.modules for name in names)
+            changed *= 2 if names == ("up",) and model.is_gated else 1
+            kept += changed * lora.rank * self._w
+            if changed and lora.dropout:
+                kept += inputs * self._w + self._mask(inputs, lora.dropout)
+        return kept
+
+    def _changed_experts(self, stack: Stack, num_experts: int) -> float:
+        """Return what experts with low-rank changes keep: the changed weights of all of them."""
+        model, lora = self._model, self._model.lora_of(stack)
+        if model.moe is None or lora is None or "experts" not in lora.modules:
+            return 0.0
+        weights = model.ffn_weights(self._d, model.moe.ffn_dim or model.ffn_dim)
+        return num_experts / self._expert_parallel * weights * self._w
 
     def _experts(self, moe: MoeConfig, num_experts: int) -> float:
         """Return what experts, their router and the dense branch keep of a token."""

@@ -42,14 +42,21 @@ class Device(NamedTuple):
     """Whether the fused attention kernel can drop weights; else it keeps attention maps."""
     pads: bool
     """Whether masks of padding are made without padding, too."""
+    loss_block: int
+    """Logits that the loss copies to float32 at a time; 0: none."""
+
+
+LOSS_BLOCK = 1 << 18
+"""Logits that the loss processes at a time in a thread of a CPU."""
 
 
 def device(kind: str, precision: Precision) -> Device:
     """Return the properties of `gpu` or `cpu`."""
     width = WIDTH[precision]
     if kind == "cpu":
-        return Device(width, width, groups_experts=False, fuses_dropout=False, pads=False)
-    return Device(width, 1, precision == "bf16", fuses_dropout=True, pads=True)
+        block = 0 if precision == "fp32" else LOSS_BLOCK
+        return Device(width, width, False, fuses_dropout=False, pads=False, loss_block=block)
+    return Device(width, 1, precision == "bf16", fuses_dropout=True, pads=True, loss_block=0)
 
 
 class Layer(NamedTuple):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ds_seq.config.cost.activations import Activations, activations
-from ds_seq.config.cost.batch import BatchShape, device
+from ds_seq.config.cost.batch import WIDTH, BatchShape, device
 from ds_seq.config.cost.states import Buffers, Layout, States, parameters, states
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model.transformer import TransformerConfig
 
 _MOST_TOKENS = 2**24
+_BLOCKS = 3  # of the loss: probabilities, their gradient, and what is copied from it
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,16 @@ def memory(
     held = states(config, counts, layout, buffers)
     place = device(kind, config.train.precision)
     read = BatchShape(batch.sentences * config.num_passes, batch.length)
-    kept = activations(model, read, vocab.target_side.size, place)
+    kept = activations(model, read, vocab.target_side.size, place, layout.expert_parallel)
     table = counts.table * place.width
+    block = min(place.loss_block, read.tokens * vocab.target_side.size) * _BLOCKS * WIDTH["fp32"]
     forward = _forward_bytes(model, kept)
     always = held.weights + held.optimizer
     during = always + held.buckets + held.gathered
     peak = max(
-        # the backward pass begins: the gradient of the scores, and those that follow from it
-        during + held.kept_gradients + forward + 2 * kept.logits + kept.hidden + table,
+        # the loss, and the start of the backward pass: the gradient of the scores, and those that
+        # follow from it
+        during + held.kept_gradients + forward + 2 * kept.logits + max(block, kept.hidden + table),
         during + max(held.kept_gradients, _partial(held)) + _second_phase(model, kept),
         # it ends, and gradients are exchanged
         during + held.gradients + held.reducing,

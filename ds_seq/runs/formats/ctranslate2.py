@@ -94,7 +94,7 @@ class CTranslate2Converter:
 
     def save(
         self, model: nn.Module, tokenizers: Tokenizers, folder: Path, dtype: str = "fp32"
-    ) -> None:
+    ) -> str:
         """Write a model into a folder, with its vocabulary and experiment.
 
         Args:
@@ -103,6 +103,9 @@ class CTranslate2Converter:
             folder: existing empty folder.
             dtype: number format on disk: `fp32`, `fp16` or `bf16`. CTranslate2 can also convert
                 weights when it loads them, down to 8 bits (its `compute_type`).
+
+        Returns:
+            How the folder was compared with the model: not at all, the empty text.
 
         Raises:
             OSError: the folder cannot be written.
@@ -120,6 +123,7 @@ class CTranslate2Converter:
         spec.save(str(folder))
         save_tokenizers(tokenizers, folder, self._experiment.data.vocab.joint)
         (folder / EXPERIMENT_FILE).write_text(dump(self._experiment), encoding="utf-8")
+        return ""
 
     def _specification(self, model: Seq2SeqTransformer) -> Any:
         """Return the specification of the model without the vocabularies."""

@@ -118,10 +118,9 @@ MIXER = Toy(
             '        default="attention", description="How tokens see their own sentence."\n'
             "    )\n",
         ),
-        imports("config/model/mixer.py", "from typing import Literal"),
         before(
             "config/model/mixer.py",
-            "        return MIXERS_PER_LAYER[stack] * attention\n",
+            "        params, retention = self.attentions_of(stack) * attention",
             '        if self.mixer == "average":  # maps of values and output, with biases\n'
             "            average = 2 * (d_model * d_model + d_model)\n"
             "            return average + (MIXERS_PER_LAYER[stack] - 1) * attention\n",

@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dense": {"dropout": 0.5, "attention_dropout": 0.5, "encoder_layers": 3},
     "moe": {"moe": {"num_experts": [2, 4]}, "d_model": 24},
     "other": {"decoder_layers": 1},
+    "retention": {"decoder_mixer": "retention"},
 }
 
 
@@ -54,7 +55,7 @@ class Lab(NamedTuple):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """Runs of three models, which are read-only."""
+    """Runs of all models, which are read-only."""
     folder = tmp_path_factory.mktemp("lab")
     lines = "".join(f"{line}\n" for pair in toy_pairs(60) for line in pair)
     (folder / "text").write_text(lines, encoding="utf-8")
@@ -240,6 +241,12 @@ def test_a_teacher_that_suits_the_student_is_not(
     lab: Lab, more: dict[str, Any], student: dict[str, Any]
 ) -> None:
     lab.load("dense", student=lab.student(**student), **more)
+
+
+def test_a_teacher_without_attention_maps_is_refused_if_they_are_learned(lab: Lab) -> None:
+    with pytest.raises(UserError, match="retention: its decoder has retention, so there are no"):
+        lab.load("retention", student=lab.student(), attention={})
+    lab.load("retention", student=lab.student(), attention={"kinds": ["encoder", "cross"]})
 
 
 def test_experts_that_cannot_be_dealt_out_are_refused(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ds_seq.config.model import TransformerConfig
 from ds_seq.models import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.modules.multiway import Markers
+from tests.batches import mark_every_third
 
 VOCAB, PAD = 23, 1
 
@@ -50,8 +50,7 @@ def build() -> Callable[..., Seq2SeqTransformer]:
 
     def make(seed: int = 1, **options: Any) -> Seq2SeqTransformer:
         model = build_seq2seq(small_config(**options), VOCAB, 1, 0, seed=seed, pad_id=PAD)
-        if isinstance(model.markers, Markers):  # many tokens, so that sentences are mixed
-            model.markers.mark({token: token // 3 % 2 for token in range(4, VOCAB, 3)})
+        mark_every_third(model)  # many tokens, so that sentences are mixed
         return model
 
     return make

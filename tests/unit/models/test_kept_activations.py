@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from ds_seq.config.cost.activations import activations
-from ds_seq.config.cost.batch import BatchShape, device
+from ds_seq.config.cost.batch import LOSS_BLOCK, BatchShape, device
 from ds_seq.config.model import TransformerConfig
+from ds_seq.criterions.cross_entropy import rows_at_a_time
 from ds_seq.models import build_model
-from tests.batches import batch_of
+from tests.batches import batch_of, mark_every_third
 from tests.tensor_memory import TensorMemory
 
 VOCAB, BATCH = 300, BatchShape(8, 32)
@@ -35,6 +36,7 @@ CASES: tuple[dict[str, Any], ...] = (
     {"num_kv_heads": 2},
     {"query_key_norm": True},
     {"positions": "rotary"},
+    {"positions": {"name": "rotary", "interleaved": True}},
     {"positions": "xpos", "num_kv_heads": 1},
     {"positions": "alibi"},
     {"positions": "buckets"},
@@ -50,6 +52,10 @@ CASES: tuple[dict[str, Any], ...] = (
     },
     {"adapters": {"ids": ["a", "b"], "active": "b"}},
     {"adapters": {"ids": ["a"], "active": "a", "gate": True, "norm": "last"}, "activation": "gelu"},
+    {"lora": {"rank": 32, "modules": ["query", "output", "up", "down"], "dropout": 0.1}},
+    {"lora": {"rank": 32, "modules": ["key", "up", "experts"]}, "moe": EXPERTS},
+    {"multiway": {"markers": {"a": 0, "b": 1}}, "head_dim": 24},
+    {"multiway": {"markers": {"b": 1}, "placement": "decoder"}, "decoder_layers": 3},
     {"embedding_dim": 32},
     {"embedding_dim": 32, "share_embeddings": "none"},
     {"encoder_repeats": 3, "decoder_repeats": 2},
@@ -66,6 +72,7 @@ CASES: tuple[dict[str, Any], ...] = (
 def test_what_a_forward_pass_keeps(fields: dict[str, Any]) -> None:
     config = TransformerConfig(**{**SIZES, **fields})
     model = build_model(config, VOCAB, 1, 0, seed=1).train()
+    mark_every_third(model)
     shape = (BATCH.sentences, BATCH.length)
     batch = batch_of(*(torch.randint(4, VOCAB, shape) for _ in range(2)))
     with TensorMemory(model.parameters()) as found:
@@ -78,3 +85,7 @@ def test_what_a_forward_pass_keeps(fields: dict[str, Any]) -> None:
     checkpointed = config.activation_checkpointing
     layers = sum(each.entry if checkpointed else each.kept for each in kept.layers)
     assert layers + kept.rest + kept.logits == pytest.approx(live, rel=0.04)
+
+
+def test_the_loss_takes_as_many_logits_at_a_time_as_are_counted() -> None:
+    assert rows_at_a_time(torch.empty(0, 1)) == LOSS_BLOCK * torch.get_num_threads()

@@ -30,7 +30,7 @@ from ds_seq.surgery.heads import (
 )
 from ds_seq.surgery.shrink import student_config
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
-from tests.batches import score
+from tests.batches import mark_every_third, score
 from tests.unit.models.test_sublayers import walk
 from tests.unit.runs.made import experiment, write_run, write_run_of_text
 from tests.values import batch_limits
@@ -43,6 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "buckets and window": {"positions": "buckets", "attention_window": 4, "num_kv_heads": 2},
     "wide heads": {"head_dim": 6, "num_kv_heads": 2},
     "shared keys": {"num_kv_heads": 2, "moe": {"num_experts": 2}},
+    "multiway": {"multiway": {"markers": {"a": 0, "b": 1}}, "moe": {"num_experts": 2}},
 }
 Made = tuple[nn.Module, ExperimentConfig, TransformerConfig]
 
@@ -52,6 +53,7 @@ def _made(vocab: SentencePieceTokenizer, **model: Any) -> Made:
     made = build_model(config.model, len(vocab), 1, 0, seed=4).eval().requires_grad_(False)
     for parameter in made.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
+    mark_every_third(made)
     assert isinstance(config.model, TransformerConfig)
     return made, config, config.model
 

@@ -166,10 +166,11 @@ def test_cosine_routers_of_unlike_width_cannot_be_pruned(vocab: SentencePieceTok
         prune(model, config, len(vocab), {ENCODER: [0], DECODER: [1]})
 
 
+@pytest.mark.parametrize("more", [{}, {"multiway": {"markers": {"a": 0, "b": 1}}}])
 def test_keeping_all_is_the_same_model_and_leaves_the_old_one_alone(
-    vocab: SentencePieceTokenizer,
+    vocab: SentencePieceTokenizer, more: dict[str, Any]
 ) -> None:
-    model, config = _model(vocab)
+    model, config = _model(vocab, **more)
     before = {name: value.clone() for name, value in model_tensors(model)}
     everything = {name: list(range(6)) for name in (ENCODER, DECODER)}
     same, new = prune(model, config, len(vocab), everything)

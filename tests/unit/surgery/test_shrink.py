@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import make_student, student_config
 from ds_seq.surgery.student import fine_tuning
 from ds_seq.weights.fill import model_tensors
-from tests.batches import inputs_of
+from tests.batches import inputs_of, mark_every_third
 from tests.unit.runs.made import experiment
 
 VOCAB = 40
@@ -42,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
                "decoder": [2]}}},
     "expert_choice": {"moe": {**MOE, "router": "expert_choice", "placement": "encoder"}},
     "language": {"moe": {**MOE, "router": "language"}},
+    "multiway": {"moe": {**MOE, "every": 2}, "multiway": {"markers": {"a": 0, "b": 1}}},
     **{name: {"moe": {**MOE, **section, "every": 3}} for name, section in BRANCHES.items()},
 }  # fmt: skip
 
@@ -58,6 +60,7 @@ def _teacher(**model: Any) -> tuple[Seq2SeqTransformer, ExperimentConfig]:
                 value.add_(torch.randn(value.shape, generator=generator), alpha=0.1)
             else:
                 value.copy_(torch.randint(-300, 300, value.shape, generator=generator))
+    mark_every_third(teacher)
     return teacher, config
 
 
@@ -191,14 +194,20 @@ def test_a_model_from_elsewhere_is_refused() -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
-@pytest.mark.parametrize("branch", [None, "shared"])
-@pytest.mark.parametrize("router", ["softmax", "cosine", "sigmoid", "language"])
+@pytest.mark.parametrize(
+    ("router", "branch"),
+    [
+        *product(["softmax", "cosine", "sigmoid", "language"], [None, "shared"]),
+        ("softmax", "multiway"),
+    ],
+)
 def test_a_merged_model_of_equal_experts_gives_the_logits_of_its_teacher(
     router: str, branch: str | None, activation: str
 ) -> None:
     moe = {**MOE, "num_experts": [2, 3, 4, 2, 4, 3, 2, 3, 2], "router": router, "every": 1}
-    moe |= BRANCHES[branch] if branch else {}
-    teacher, config = _teacher(moe=moe, activation=activation)
+    moe |= BRANCHES["shared"] if branch == "shared" else {}
+    more = KINDS["multiway"] if branch == "multiway" else {}
+    teacher, config = _teacher(**{**more, "moe": moe}, activation=activation)
     use = {}
     for name, layer in moe_layers(teacher).items():
         with torch.no_grad():
@@ -210,7 +219,7 @@ def test_a_merged_model_of_equal_experts_gives_the_logits_of_its_teacher(
     layers = _all(config)
     new = student_config(config, layers, dense=True)
     student = make_student(teacher, new, VOCAB, layers, merged)
-    assert new.model.moe is None and new.model.ffn_dim == 24 * (3 if branch else 1)
+    assert new.model.moe is None and new.model.ffn_dim == 24 * (3 if branch == "shared" else 1)
     torch.testing.assert_close(_logits(student), _logits(teacher), rtol=1e-5, atol=1e-5)
 
 

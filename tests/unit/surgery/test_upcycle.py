@@ -18,7 +18,7 @@ from ds_seq.runs.export import export
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.weights.fill import expert_offsets
-from tests.batches import score
+from tests.batches import mark_every_third, score
 from tests.data.vocabulary import train_vocab
 from tests.unit.runs.made import experiment, write_run
 
@@ -230,6 +230,33 @@ def test_models_that_do_not_fit(
     with pytest.raises(UserError, match=message) as raised:
         _started(_settings(run, model), vocab)
     assert str(run) in str(raised.value) and "\n" not in str(raised.value)
+
+
+MULTIWAY = {"multiway": {"markers": {"a": 0, "b": 1}, "placement": "encoder"}}
+
+
+def test_experts_do_not_start_from_several_sets_but_other_layers_may_have_them(
+    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer
+) -> None:
+    run, dense = dense_run(**MULTIWAY)
+    model = _started(
+        _settings(run, {**MULTIWAY, "moe": {**NORMALIZED, "placement": "decoder"}}), vocab
+    )
+    mark_every_third(dense)
+    mark_every_third(model)
+    expected = _logits(dense, vocab)
+    torch.testing.assert_close(_logits(model, vocab), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r"encoder.layers.1.feed_forward has several sets of"):
+        _started(_settings(run, {**MULTIWAY, "moe": TWO}), vocab)
+
+
+def test_experts_do_not_start_from_a_feed_forward_with_a_low_rank_change(
+    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer
+) -> None:
+    lora = {"lora": {"rank": 2, "modules": ["up", "down"]}}
+    run, _ = dense_run(**lora)
+    with pytest.raises(UserError, match="low-rank change.* merge it first: ds-seq export --merge"):
+        _started(_settings(run, {**lora, "moe": TWO}), vocab)
 
 
 def test_experts_do_not_become_a_dense_model(tmp_path: Path, vocab: SentencePieceTokenizer) -> None:

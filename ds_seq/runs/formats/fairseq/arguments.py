@@ -116,13 +116,24 @@ def given_model(arguments: Mapping[str, Any]) -> Given:
             value = _object(value)
         elif flag.kind == "list":
             value = _numbers(value)
-        if value is not None:
-            values[dest] = value
+        if value is None:
+            continue
+        if flag in MODEL_FLAGS and flag.kind in ("int", "float"):
+            _check_number(flag.names[0], value)
+        values[dest] = value
     arch = str(values.get("arch", "transformer"))
     if not arch.startswith("transformer"):
         raise UserError(f"import: --arch {arch}: only Transformers of fairseq can be imported")
     # a checkpoint has the values themselves, so the name of the architecture adds nothing
     return Given(values)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float):
+        raise UserError(
+            f"{name} {value!r}: the checkpoint should have a number there; it is damaged, or of "
+            "another program"
+        )
 
 
 def described_model(given: Given, path: Path) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Vocabulary:
         sentencepiece: SentencePiece model.
         moses: whether text is tokenized by Moses' rules.
         languages: list of the languages of a multilingual model, if the training had one.
+        user_symbols: symbols of the source's dictionary that are never split.
     """
 
     dictionary: Path
@@ -62,6 +63,7 @@ class Vocabulary:
     sentencepiece: Path | None
     moses: bool
     languages: Path | None = None
+    user_symbols: Sequence[str] = ()
 
     def section(self, path: Path, more: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of `data.vocab` for one of the dictionaries; `more` are options of it."""
@@ -151,6 +153,8 @@ def _experiment(
     paths = [vocabulary.dictionary, vocabulary.target or vocabulary.dictionary]
     joint = paths[0] == paths[1] or paths[0].read_bytes() == paths[1].read_bytes()
     sides = [vocabulary.section(path, more) for path in paths]
+    if vocabulary.user_symbols:
+        sides[0]["user_symbols"] = list(vocabulary.user_symbols)
     parts = sides[0] if joint else {"source": sides[0], "target": sides[1]}
     length = model["max_positions"]
     smoothing = given["label_smoothing"]

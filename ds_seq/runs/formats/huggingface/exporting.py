@@ -112,7 +112,7 @@ class HuggingFaceExporter:
 
     def save(
         self, model: nn.Module, tokenizers: Tokenizers, folder: Path, dtype: str = "fp32"
-    ) -> None:
+    ) -> str:
         """Write config, weights, vocabulary and settings of generation into an empty folder.
 
         The folder is then read back and compared with the model, and with what transformers makes
@@ -123,6 +123,9 @@ class HuggingFaceExporter:
             tokenizers: tokenizers of source and target.
             folder: existing empty folder.
             dtype: number format on disk: `fp32`, `fp16` or `bf16`.
+
+        Returns:
+            How the folder was compared with the model, a sentence.
 
         Raises:
             UserError: transformers lacks a part of the model, or its vocabulary.
@@ -150,7 +153,7 @@ class HuggingFaceExporter:
             self._origin.save_vocabulary(folder, languages)
         else:
             save_vocabulary(tokenizers, folder, self._kind, (data.source_lang, data.target_lang))
-        check_written(folder, model, tokenizers, languages, precision)
+        return check_written(folder, model, tokenizers, languages, precision)
 
     def _make_settings(self) -> dict[str, Any]:
         model, sizes = self._model, self._tokenizers.sizes
@@ -243,7 +246,7 @@ class HuggingFaceExporter:
 
     def _stored_positions(self, model: Seq2SeqTransformer) -> dict[str, Tensor]:
         """Return tables of positions that a family computes, or may have stored."""
-        if self._kind not in ("marian", "pegasus"):
+        if self._kind not in ("marian", "pegasus", "fsmt"):
             return {}
         tables = {}
         for stack in ("encoder", "decoder"):
@@ -251,7 +254,10 @@ class HuggingFaceExporter:
             assert rows is not None, "checked by `_WITH_POSITIONS`"
             count, width = self._model.max_positions, self._model.d_model
             with torch.no_grad():
-                tables[_POSITIONS.format(stack)] = rows(torch.zeros(1, count, width), 0, count)[0]
+                table = rows(torch.zeros(1, count, width), 0, count)[0]
+            if self._kind == "fsmt":  # its positions count from 2
+                table = torch.cat([table.new_zeros(2, width), table])
+            tables[_POSITIONS.format(stack)] = table
         return tables
 
     def _generation(self) -> dict[str, Any]:
