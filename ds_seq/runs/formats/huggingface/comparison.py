@@ -137,10 +137,12 @@ def _compare_ids(folder: Path, tokenizers: Tokenizers, orders: Orders, lines: Se
     """Compare the ids of source lines with those of the folder's tokenizer."""
     from transformers import AutoTokenizer
 
+    assert isinstance(tokenizers.source, HuggingFaceTokenizer)
+    prefix = tokenizers.source.source_prefix
     reader = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for line in lines:
         ours = [orders.source[i] for i in tokenizers.source.encode(line)]
-        theirs = reader(line, add_special_tokens=False)["input_ids"]
+        theirs = reader(prefix + line, add_special_tokens=False)["input_ids"]
         if ours != theirs:
             raise UserError(
                 f"{folder}: {line!r} is read as {ours}, but by transformers as {theirs}; nothing "
