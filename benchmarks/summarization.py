@@ -155,7 +155,8 @@ class Lab:
         if not path.exists():
             source = self.out / "test.source"
             source.write_text("".join(f"{line}\n" for line in self.test("source")))
-            done = self.ds_seq("generate", self.out / name, "--input", source, "--output", path)
+            words = ["--checkpoint", "last", "--input", source, "--output", path]
+            done = self.ds_seq("generate", self.out / name, *words)
             assert done == 0
         return read_lines(path)
 

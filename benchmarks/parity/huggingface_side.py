@@ -2,11 +2,12 @@
 
     python huggingface_side.py TEXT OUT [NAME...]
     python huggingface_side.py --read LINES.json FOLDER...
+    python huggingface_side.py --translate LINES.json FOLDER OUT
 
 The first writes a folder per architecture as `save_pretrained` does, with `expected.json`: lines,
 their ids, log-probabilities of the lines as targets, and what greedy and beam search answer. The
 second opens folders, and writes into each the ids of the lines and their logits as targets,
-`read.pt`.
+`read.pt`. The third writes what greedy and beam search answer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _SIZES = {
     "max_position_embeddings": 64,
 }
 _T5 = {"d_model": 16, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2}
-_UPDATES, _LINES = 1000, 12
+_UPDATES, _LINES, _BATCH = 1000, 12, 50
 _NAMES = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 MAX_LENGTH = 40
 
@@ -389,10 +390,41 @@ def read(lines: list[str], folder: Path) -> None:
     torch.save(found, folder / "read.pt")
 
 
+@torch.no_grad()
+def translate(lines: list[str], folder: Path, out: Path) -> None:
+    """Open a folder, and write its translations of the lines by the width of the beam.
+
+    One that reaches the limit is None: its end symbol is forced, and costs nothing.
+    """
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    answers: dict[str, list[str | None]] = {"1": [], "4": []}
+    for first in range(0, len(lines), _BATCH):
+        inputs = _inputs(tokenizer, lines[first : first + _BATCH])
+        for beam, found in answers.items():
+            rows = model.generate(
+                **inputs, num_beams=int(beam), max_length=MAX_LENGTH, do_sample=False,
+                length_penalty=1.0, early_stopping=True,
+            )  # fmt: skip
+            lengths = (rows != tokenizer.pad_token_id).sum(1).tolist()
+            texts = tokenizer.batch_decode(
+                rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            found += [
+                None if length == MAX_LENGTH else text
+                for length, text in zip(lengths, texts, strict=True)
+            ]
+    out.write_text(json.dumps(answers), encoding="utf-8")
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "--read":
         for path in sys.argv[3:]:
             read(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")), Path(path))
+        print(json.dumps({"transformers": transformers.__version__}))
+    elif sys.argv[1] == "--translate":
+        texts = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+        translate(texts, Path(sys.argv[3]), Path(sys.argv[4]))
         print(json.dumps({"transformers": transformers.__version__}))
     else:
         main(sys.argv[1], sys.argv[2], sys.argv[3:])

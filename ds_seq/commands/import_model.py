@@ -121,7 +121,11 @@ def _languages(options: argparse.Namespace) -> Languages:
     from ds_seq.runs.formats.huggingface.importing import Languages
 
     return Languages(
-        options.source_lang, options.target_lang, options.source_code, options.target_code
+        options.source_lang,
+        options.target_lang,
+        options.source_code,
+        options.target_code,
+        options.source_prefix,
     )
 
 

@@ -113,6 +113,11 @@ class HuggingFaceVocabConfig(Config):
     target_code: str | None = Field(
         default=None, description="The same for the language of the target."
     )
+    source_prefix: str = Field(
+        default="",
+        description="Text in front of every source that is not empty, such as `translate English "
+        "to German: ` with T5.",
+    )
     side: Side | None = Field(
         default=None,
         description="Whose vocabulary is meant, if the folder has one for each side, as FSMT has; "

@@ -54,6 +54,7 @@ class _Stored(TypedDict):
     source_code: str | None
     target_code: str | None
     side: NotRequired[str]  # whose vocabulary it is, if each side has one
+    prefix: NotRequired[str]  # of sources
 
 
 class HuggingFaceTokenizer:
@@ -140,7 +141,8 @@ class HuggingFaceTokenizer:
             size: number of ids, those of the model.
             user_symbols: must be empty: the vocabulary cannot grow.
             normalizer: applied to text before it is encoded.
-            options: `path`, `source_code`, `target_code` and `side` of `data.vocab.huggingface`.
+            options: `path`, `source_code`, `target_code`, `source_prefix` and `side` of
+                `data.vocab.huggingface`.
 
         Raises:
             UserError: a file is missing or damaged, or the size is another one.
@@ -167,6 +169,8 @@ class HuggingFaceTokenizer:
         )
         if side is not None:
             stored["side"] = side
+        if options.get("source_prefix"):
+            stored["prefix"] = options["source_prefix"]
         found = cls(stored, normalizer or _plain(), path)
         if len(found) != size:
             raise UserError(
@@ -241,8 +245,7 @@ class HuggingFaceTokenizer:
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
         """Encode many lines; see `encode`."""
-        texts = [self._normalizer(line) for line in lines]
-        rows = self._pieces.encode_lines(texts, self._is_source)
+        rows = self._pieces.encode_lines(self._texts(lines), self._is_source)
         if not self._traded:
             return rows
         return [[self._ours(number) for number in row] for row in rows]
@@ -258,12 +261,24 @@ class HuggingFaceTokenizer:
 
     def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
         """Return the pieces of each line, unknown ones as the text spells them."""
-        texts = [self._normalizer(line) for line in lines]
-        return self._pieces.split_lines(texts, self._is_source)
+        return self._pieces.split_lines(self._texts(lines), self._is_source)
+
+    def _texts(self, lines: Sequence[str]) -> list[str]:
+        """Return lines as the pieces are made of them."""
+        texts = map(self._normalizer, lines)
+        return [self.source_prefix + text if text else text for text in texts]
+
+    @property
+    def source_prefix(self) -> str:
+        """Text in front of every line, if this is the tokenizer of the source."""
+        return self._stored.get("prefix", "") if self._is_source else ""
 
     def join(self, pieces: Sequence[str]) -> str:
         """Return the plain text of pieces as returned by `split_lines` and `pieces`."""
-        return self._pieces.join(pieces, self._is_source)
+        text = self._pieces.join(pieces, self._is_source)
+        return (
+            text.removeprefix(self.source_prefix.strip()).lstrip() if self.source_prefix else text
+        )
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -147,7 +147,9 @@ def test_a_rank_that_keeps_the_interpreter_lock_ends(tmp_path: Path) -> None:
     with ranks(_keeps_the_lock, 2, tmp_path) as run:
         run.wait_until(_all_at_work(run))
         first, second = run.wait([0, 1], LIMIT + 2 * SLACK)
-    assert first.code == EXIT_RANK_LOST and "rank 1" in first.text
+    assert first.code == EXIT_RANK_LOST
+    # on a busy machine, rank 1 may end before rank 0 has judged it, whose collective fails then
+    assert "rank 1" in first.text or "another rank has died" in first.text
     assert second.code == 1 and "in _keeps_the_lock" in second.text
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.system.forked import command, generate, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab
+from tests.system.test_learning import ENOUGH, bleu
 
 RETENTION = (
     *TINY,
@@ -49,6 +50,28 @@ def test_an_export_translates_like_its_run(lab: Lab, run: Path, tmp_path: Path) 
     assert _translation(lab, tmp_path, export, "--beam", "4") == expected
     # two times the same model is this model
     assert _translation(lab, tmp_path, export, run, "--beam", "4") == expected
+
+
+MIXERS: dict[str, tuple[str, ...]] = {
+    "attention": (),
+    "decoder": ("model.decoder_mixer=retention",),
+    "both": (
+        "model.encoder_mixer=retention",
+        "model.decoder_mixer=retention",
+        "model.positions=none",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_a_model_with_retention_learns(lab: Lab, tmp_path: Path, mixers: str) -> None:
+    run = tmp_path / "run"
+    train(lab.dense, f"run_dir={run}", *MIXERS[mixers], timeout=500.0)[0].check()
+    finished = generate(run, "--output", tmp_path / "out", timeout=100.0)[0].check()
+    print(mixers, bleu(finished))
+    assert bleu(finished) > ENOUGH
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from tests.system.commands import (
     torchrun,
 )
 from tests.system.forked import train
-from tests.system.runs import TINY, Lab
+from tests.system.runs import TINY, Lab, checkpoints
 
 TIMEOUT = 60.0
 MPIRUN = pytest.mark.mpirun
@@ -249,9 +249,7 @@ def _beats(folder: Path) -> dict[int, dict[str, Any]]:
 
 def _hit(running: Running, folder: Path, rank: int, number: signal.Signals) -> None:
     """Send a signal to a rank that is at work and has saved something."""
-    running.wait_until(
-        lambda: bool(list(folder.glob("checkpoints/*/checkpoint.json"))), 4 * TIMEOUT
-    )
+    running.wait_until(lambda: bool(checkpoints(folder)), 4 * TIMEOUT)
     os.kill(_beats(folder)[rank]["pid"], number)
 
 

@@ -23,7 +23,7 @@ _ONLY = {
         "ema",
         "average",
     ),
-    "huggingface": ("source_code", "target_code", "no_compare", "link"),
+    "huggingface": ("source_code", "target_code", "source_prefix", "no_compare", "link"),
 }
 """Options that matter for one toolkit."""
 
@@ -72,6 +72,9 @@ def build_parser() -> CommandParser:
         help="huggingface: the model's symbol for the source language, such as eng_Latn; default: "
         "the one that --source-lang names")  # fmt: skip
     add("--target-code", metavar="SYMBOL", help="huggingface: that of the target language")
+    add("--source-prefix", metavar="TEXT",
+        help="huggingface: text in front of every source, such as 'translate English to German: ' "
+        "with T5")  # fmt: skip
     add("--no-compare", action="store_true", help="huggingface: do not compare with transformers")
     add("--link", action="store_true",
         help="huggingface: leave the weights in the folder; with --expert-parallel, each rank "

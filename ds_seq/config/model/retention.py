@@ -10,7 +10,7 @@ from ds_seq.config.base import FieldErrors, NamedConfig
 from ds_seq.config.model.stack import Width
 from ds_seq.names import GateActivation
 
-CHUNK, LONGEST_WHOLE = 128, 512
+CHUNK, LONGEST_WHOLE = 128, 256
 """Tokens of a chunk, and the longest text that is computed at once, if no size is given."""
 Memory = Annotated[float, Field(ge=2.0, le=1e9)]
 
@@ -55,7 +55,7 @@ class RetentionConfig(NamedConfig):
     chunk_size: Width | None = Field(
         default=None,
         description="Compute whole sequences in chunks of this many tokens, in time and memory "
-        "that grow with the length and not with its square; null: at once up to 512 tokens, in "
+        "that grow with the length and not with its square; null: at once up to 256 tokens, in "
         "chunks of 128 in longer ones. All results are equal.",
     )
 

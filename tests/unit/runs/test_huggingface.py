@@ -115,6 +115,26 @@ def test_changed_pairs_keep_their_symbols_and_get_no_others(imported):
             assert not tokenizer.special_ids & set(inside)
 
 
+def test_a_prefix_stands_in_front_of_every_source(tmp_path):
+    prefix = "translate English to German: "
+    plain, result = (
+        import_folder(FOLDERS / "t5", "t5", Languages("en", "de", source_prefix=text))
+        for text in (None, prefix)
+    )
+    source, target = result.tokenizers
+    lines = ["Select the type.", ""]
+    assert source.encode(lines[0]) == plain.tokenizers.source.encode(prefix + lines[0])
+    assert source.encode("") == [] and target.encode_lines(lines) == [
+        plain.tokenizers.target.encode(line) for line in lines
+    ]
+    assert [source.decode(ids) for ids in source.encode_lines(lines)] == lines
+    write_export(result.model, result.config, result.tokenizers, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out", "best", form="hf")
+    loaded, bare = ds_seq.load(tmp_path / "run"), result.config.data.vocab.huggingface
+    assert bare.source_prefix == prefix
+    assert len(loaded.translate(lines, beam=1, max_len_a=0.0, max_len_b=5)[1]) == 0
+
+
 def test_a_side_is_named_where_each_has_a_vocabulary():
     options = {"source_code": None, "target_code": None}
     for name, side, message in (("fsmt", None, "set data.vocab.source"), ("bart", "source", "one")):

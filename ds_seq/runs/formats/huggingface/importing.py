@@ -43,12 +43,14 @@ class Languages:
         target: language code; None: that of the folder.
         source_code: the model's symbol of the source language; None: found by the language code.
         target_code: that of the target.
+        source_prefix: text in front of every source.
     """
 
     source: str | None = None
     target: str | None = None
     source_code: str | None = None
     target_code: str | None = None
+    source_prefix: str | None = None
 
 
 class Read(NamedTuple):
@@ -145,6 +147,7 @@ def _experiment(
             raise UserError(f"{folder}: names no languages; add --{side}-lang")
         found[f"{side}_lang"] = code
     codes = {key: vars(languages)[key] for key in ("source_code", "target_code")}
+    codes |= {"source_prefix": languages.source_prefix or ""}
     length = min(described.section.get("max_positions", _LONGEST), _LONGEST * 2)
     described.section.setdefault("max_positions", length)
     return read_experiment(

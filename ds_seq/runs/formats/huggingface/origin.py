@@ -82,4 +82,5 @@ def languages_of(config: ExperimentConfig) -> Languages:
     section = data.vocab.source_side.huggingface
     if section is None:
         return Languages(data.source_lang, data.target_lang)
-    return Languages(data.source_lang, data.target_lang, section.source_code, section.target_code)
+    codes = (section.source_code, section.target_code)
+    return Languages(data.source_lang, data.target_lang, *codes, section.source_prefix)
