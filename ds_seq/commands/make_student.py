@@ -21,6 +21,7 @@ import torch
 
 from ds_seq import distributed
 from ds_seq.commands.arguments.make_student import build_parser
+from ds_seq.commands.calibration import check_has_experts, measured_pairs
 from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.fewer_layers import CopiedLayers
@@ -30,13 +31,12 @@ from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LayerMap, copy_map, even_map, is_tabled
 from ds_seq.names import STACKS, LayerMapName, Stack
 from ds_seq.runs.card import LoadedRun, StoredRun
-from ds_seq.runs.data import open_for_model
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.foreign import is_huggingface, load_huggingface
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.surgery.shrink import student_config
-from ds_seq.surgery.student import Sample, fine_tuning, spread_sample, student_of
+from ds_seq.surgery.student import Sample, fine_tuning, student_of
 
 _MAPS: dict[LayerMapName, LayerMap] = {
     "table": copy_map,
@@ -149,14 +149,10 @@ def _sample(options: argparse.Namespace, stored: StoredRun | LoadedRun) -> Sampl
         if options.data is not None:
             raise UserError("--data: only used with --dense; give both or neither")
         return None
-    if stored.model_config.moe is None:
-        raise UserError(
-            f"{options.run}: is a dense model without experts to merge; leave out --dense"
-        )
+    check_has_experts(stored, options.run, "--dense")
     if options.data is None:
         raise UserError("--dense: needs text to measure the use of experts; add --data SHARDS")
-    source = open_for_model(options.data, options.split, options.run, stored)
-    return spread_sample(source, stored.card, options.max_tokens_measured)
+    return measured_pairs(options, stored)
 
 
 def _next_commands(

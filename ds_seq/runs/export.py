@@ -21,6 +21,7 @@ from ds_seq.config.load import dump
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.names import ExportFormat
+from ds_seq.runs.card import StoredRun
 from ds_seq.runs.fewer_layers import KeptLayers
 from ds_seq.runs.formats.ctranslate2 import CTranslate2Converter
 from ds_seq.runs.formats.ds_seq import (
@@ -82,7 +83,10 @@ def export(
             "first, and then the export"
         )
     if form in ("ctranslate2", "hf"):
-        return _export_folder(run, out, checkpoint, dtype, form)
+        stored = open_run(run, checkpoint)
+        folder = FolderExport(run, stored, stored.require_experiment(), form, out)
+        loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
+        return folder.write(loaded.model, dtype)
     if form == "bitnet":
         return _export_packed(run, out, checkpoint, dtype)
     if only:
@@ -121,29 +125,57 @@ def _export_packed(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
     return _write(tensors, config, loaded.tokenizers, out, {PACKED_KEY: entries})
 
 
-def _export_folder(run: Path, out: Path, checkpoint: str, dtype: str, form: ExportFormat) -> Path:
-    """Write a folder for another program."""
-    if out.suffix == EXPORT_SUFFIX:
-        raise UserError(
-            f"--out {out}: --format {form} makes a folder; name it without {EXPORT_SUFFIX}"
+class FolderExport:
+    """Writes a model as a folder for another program.
+
+    Args:
+        run: run folder, or export, of the model.
+        stored: the model.
+        config: experiment of the model that is written, which may be made of the stored one.
+        form: `ctranslate2` or `hf`.
+        out: the new folder.
+
+    Raises:
+        UserError: `out` is the name of a file, or the program does not have such a model; known
+            before the weights are read.
+    """
+
+    def __init__(
+        self, run: Path, stored: StoredRun, config: ExperimentConfig, form: ExportFormat, out: Path
+    ) -> None:
+        if out.suffix == EXPORT_SUFFIX:
+            raise UserError(
+                f"--out {out}: --format {form} makes a folder; name it without {EXPORT_SUFFIX}"
+            )
+        self._run, self._stored, self._form, self._out = run, stored, form, out
+        self._converter = (
+            CTranslate2Converter(config)
+            if form == "ctranslate2"
+            else HuggingFaceExporter(config, stored.tokenizers)
         )
-    stored = open_run(run, checkpoint)
-    config, tokenizers = stored.require_experiment(), stored.tokenizers
-    # refuses a model that the other program does not have before its weights are read
-    converter = (
-        CTranslate2Converter(config)
-        if form == "ctranslate2"
-        else HuggingFaceExporter(config, tokenizers)
-    )
-    loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
-    with _new_path(out) as folder:
-        folder.mkdir()
-        check = converter.save(loaded.model, tokenizers, folder, dtype)
-        count = sum(parameter.numel() for parameter in loaded.model.parameters())
-        card = model_card(run, stored, form, check, count)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        files.write_sums(folder)
-    return out / converter.weights_file
+
+    def write(self, model: nn.Module, dtype: str, changes: Sequence[str] = ()) -> Path:
+        """Write the folder, complete or not at all.
+
+        Args:
+            model: the whole model, in float32 on the CPU.
+            dtype: `fp32`, `bf16` or `fp16`.
+            changes: how the model differs from the stored one, for the model card.
+
+        Returns:
+            Path of the weights file.
+
+        Raises:
+            UserError: the folder exists, cannot be written, or computes something else.
+        """
+        with _new_path(self._out) as folder:
+            folder.mkdir()
+            check = self._converter.save(model, self._stored.tokenizers, folder, dtype)
+            count = sum(parameter.numel() for parameter in model.parameters())
+            card = model_card(self._run, self._stored, self._form, check, count, changes)
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
+            files.write_sums(folder)
+        return self._out / self._converter.weights_file
 
 
 def check_new(out: Path) -> None:

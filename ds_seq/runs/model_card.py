@@ -6,7 +6,7 @@ Everything in it is read from the run; what is not known is left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,14 @@ translator = ctranslate2.Translator(FOLDER)  # reads and writes pieces of the vo
 _LIBRARIES = {"hf": "transformers", "ctranslate2": "ctranslate2"}
 
 
-def model_card(run: Path, stored: StoredRun, form: ExportFormat, check: str, params: int) -> str:
+def model_card(
+    run: Path,
+    stored: StoredRun,
+    form: ExportFormat,
+    check: str,
+    params: int,
+    changes: Sequence[str] = (),
+) -> str:
     """Return the card of an export.
 
     Args:
@@ -45,9 +52,11 @@ def model_card(run: Path, stored: StoredRun, form: ExportFormat, check: str, par
         form: format of the export, `hf` or `ctranslate2`.
         check: how the export was compared with the run, a sentence; empty if it was not.
         params: number of parameters.
+        changes: how the export differs from the model, a line each; if it does, the scores of the
+            model are not its scores, and are left out.
     """
     config = stored.require_experiment()
-    scores = _scores(run, stored.source.name)
+    scores = {} if changes else _scores(run, stored.source.name)
     languages = f"{config.data.source_lang} to {config.data.target_lang}"
     lines = [
         "---",
@@ -57,7 +66,7 @@ def model_card(run: Path, stored: StoredRun, form: ExportFormat, check: str, par
         f"# {config.name}",
         "",
         f"Translates {languages}. Made with ds_seq, checkpoint `{stored.source.name}`.",
-        *_section("Model", _model(config, params)),
+        *_section("Model", [*_model(config, params), *(f"- {change}" for change in changes)]),
         *_section("Data", _data(config)),
         *_section("Scores", _listed(scores)),
         *_section("Checks", [check] if check else []),

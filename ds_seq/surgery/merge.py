@@ -72,6 +72,28 @@ def measure_use(
     return {name: counter.use() for name, counter in counters.items()}
 
 
+def equal_use(layer: MoeFeedForward) -> ExpertUse:
+    """Return the use of a layer's experts in which each has the same weight, without any text.
+
+    Raises:
+        UserError: how much the experts count for can only be measured, because the weights of a
+            token do not sum to 1 or a learned mixture shares them with a dense branch.
+    """
+    is_mixed = isinstance(layer.branch, ResidualBranch | ConditionalBranch)
+    if is_mixed or layer.normalize_weights == "none":
+        reason = (
+            "a dense branch has a learned share of the output"
+            if is_mixed
+            else "normalize_weights is none"
+        )
+        raise UserError(
+            f"model.moe: {reason}, so that text has to show how much the experts count for; add "
+            "--data SHARDS"
+        )
+    share = 1.0 / layer.num_experts
+    return ExpertUse(torch.full((layer.num_experts,), share, dtype=torch.float64), 0.0)
+
+
 class _UseCounter:
     """Sums the weights of one layer's experts, ignoring capacity limits."""
 
@@ -178,8 +200,8 @@ def _concatenate(first: DenseTensors, second: DenseTensors, activation: str) -> 
     """Concatenate the hidden units of two feed-forwards, which adds their outputs."""
     if first.inner_norm:
         raise UserError(
-            "--dense: experts and shared experts with norm_position subln have a norm each and "
-            "cannot become one feed-forward; leave out --dense"
+            "model.moe.shared_experts: with norm_position subln, experts and shared experts have a "
+            "norm each and cannot become one feed-forward; keep the experts"
         )
     parts = find_activation(activation).num_parts  # all gates come before all values
 

@@ -41,7 +41,8 @@ def student_config(
     """
     if dense and teacher.model.lora is not None:
         raise UserError(
-            "--dense: the model has low-rank changes; merge them first: ds-seq export --merge-lora"
+            "model.lora: experts are merged without low-rank changes; merge those first: ds-seq "
+            "export --merge-lora"
         )
     data = experiment_fields(teacher, layers)
     if dense:
@@ -64,9 +65,9 @@ def _dense_width(model: ModelConfig, layers: CopiedLayers) -> int:
     if is_merged == {True, False} and merged != ffn_dim:
         places = ", ".join(f"{stack} {sorted(sparse[stack])}" for stack in STACKS)
         raise UserError(
-            f"--dense: a layer with experts becomes {merged} wide, the others are {ffn_dim} "
-            f"(model.ffn_dim); copy only layers with experts ({places}) or only others, or leave "
-            "out --dense"
+            f"model.moe: merged, a layer with experts becomes {merged} wide, the others are "
+            f"{ffn_dim} (model.ffn_dim); keep the experts, or make a student of the layers with "
+            f"experts only ({places}) or of the others only: ds-seq make-student"
         )
     return merged if True in is_merged else ffn_dim
 

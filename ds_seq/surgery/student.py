@@ -20,6 +20,7 @@ from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.fewer_layers import CopiedLayers
+from ds_seq.config.model import ModelConfig
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.progress import Progress
@@ -27,7 +28,7 @@ from ds_seq.data.source import TARGET, Source
 from ds_seq.names import STACKS
 from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
-from ds_seq.surgery.merge import ExpertUse, measure_use, merge_experts
+from ds_seq.surgery.merge import ExpertUse, equal_use, measure_use, merge_experts
 from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import make_student
 
@@ -99,6 +100,39 @@ def student_of(
         UserError: the teacher is not a Transformer of ds_seq.
     """
     use = {} if sample is None else _measure(teacher, sample, layers, device)
+    return _with_merged(teacher, config, layers, use)
+
+
+def dense_of(
+    teacher: LoadedRun, config: ExperimentConfig, sample: Sample | None, device: torch.device
+) -> Student:
+    """Merge the experts of each layer of a model, and keep all layers.
+
+    Args:
+        teacher: a model with experts, in float32.
+        config: experiment of the dense model, see `ds_seq.surgery.shrink.student_config`.
+        sample: pairs on which to measure the experts; None: all count the same.
+        device: device of the teacher.
+
+    Raises:
+        UserError: the model is not a Transformer of ds_seq, or its experts have to be measured.
+    """
+    layers = all_layers(config.model)
+    if sample is None:
+        use = {name: equal_use(layer) for name, layer in moe_layers(teacher.model).items()}
+    else:
+        use = _measure(teacher, sample, layers, device)
+    return _with_merged(teacher, config, layers, use)
+
+
+def all_layers(model: ModelConfig) -> CopiedLayers:
+    """Return the indices of all layers of a model."""
+    return CopiedLayers(*(list(range(model.layers_of(stack))) for stack in STACKS))
+
+
+def _with_merged(
+    teacher: LoadedRun, config: ExperimentConfig, layers: CopiedLayers, use: dict[str, ExpertUse]
+) -> Student:
     experts = moe_layers(teacher.model)
     merged = {name: merge_experts(experts[name], counts) for name, counts in use.items()}
     model = make_student(teacher.model, config, teacher.tokenizers.sizes, layers, merged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ds_seq.commands.arguments.calibration import add_measured, add_scored
 from ds_seq.commands.arguments.shared import CHECKPOINT_HELP, EXPORT_DTYPES, add_layers
 from ds_seq.commands.parser import CommandParser, command_parser
 from ds_seq.names import CONFIG_FILE, EXPORT_FILE, EXPORT_FORMATS, EXPORT_SUFFIX, VOCAB_FILE
@@ -33,5 +34,10 @@ def build_parser() -> CommandParser:
         "without them: `ds-seq generate MODEL --part FILE`")  # fmt: skip
     add("--merge-lora", action="store_true",
         help="merge low-rank changes (model.lora) into the weights")  # fmt: skip
+    add("--merge-experts", action="store_true",
+        help="ctranslate2 and hf: merge the experts of each layer into one dense feed-forward, "
+        "their average weighted by use on --data")  # fmt: skip
+    add_measured(parser, "--merge-experts", " (default: all experts count the same)")
+    add_scored(parser, "with --merge-experts, before and after it; default: none")
     add_layers(parser)
     return parser

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ds_seq.commands.arguments.calibration import add_measured
 from ds_seq.commands.arguments.shared import CHECKPOINT_HELP, EXPORT_DTYPES
-from ds_seq.commands.parser import COUNT, CommandParser, command_parser
+from ds_seq.commands.parser import CommandParser, command_parser
 from ds_seq.names import CONFIG_FILE, LAYER_MAPS, STACKS
 
 
@@ -47,9 +48,5 @@ def build_parser() -> CommandParser:
     add("--dense", action="store_true",
         help="merge the experts of each layer into one dense feed-forward, their average weighted "
         "by use on --data")  # fmt: skip
-    add("--data", type=Path, metavar="SHARDS",
-        help="for --dense: folder of shards made with the run's vocabulary")  # fmt: skip
-    add("--split", default="train", help="split of --data (default: %(default)s)")
-    add("--max-tokens-measured", type=COUNT, default=100_000, metavar="N",
-        help="measure on about N target tokens, evenly spread (default: %(default)s)")  # fmt: skip
+    add_measured(parser, "--dense")
     return parser

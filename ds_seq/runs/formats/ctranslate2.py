@@ -216,8 +216,8 @@ def _convertible(config: ModelConfig) -> TransformerConfig:
             raise UserError(f"model.{key}: CTranslate2 has no {value!r}; use --format safetensors")
     if config.moe is not None:
         raise UserError(
-            "model.moe: CTranslate2 has no experts in an encoder-decoder; use --format "
-            "safetensors, or make a dense student (`ds-seq make-student`)"
+            "model.moe: CTranslate2 has no experts in an encoder-decoder; merge them with "
+            "--merge-experts, or use --format safetensors"
         )
     for key, value, default in _further_options(config):
         if value != default:

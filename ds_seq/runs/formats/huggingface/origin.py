@@ -65,11 +65,9 @@ class Origin:
         """Write the files of the vocabulary as they were read, for these languages."""
         contents = {name: c for side in self._tokenizers for name, c in side.folder_files.items()}
         settings = json.loads(contents.pop(_SETTINGS, b"{}"))
-        codes = (languages.source_code, languages.target_code)
-        sides = (languages.source, languages.target)
-        for key, code, language in zip(("src_lang", "tgt_lang"), codes, sides, strict=True):
-            settings |= {key: code} if code is not None else {}
-            settings[{"src_lang": "source_lang", "tgt_lang": "target_lang"}[key]] = language
+        settings |= {"source_lang": languages.source, "target_lang": languages.target}
+        codes = {"src_lang": languages.source_code, "tgt_lang": languages.target_code}
+        settings |= {key: code for key, code in codes.items() if code is not None}
         contents[_SETTINGS] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
         contents.pop("config.json", None)
         for name, content in contents.items():
