@@ -54,7 +54,7 @@ def _both_ways(root: Path, layouts: Sequence[tuple[int, int]]) -> list[tuple[boo
         write(*arguments)
 
     for stage, expert_parallel in layouts:
-        folder = root / f"{stage}"
+        folder = root / f"zero{stage}-ep{expert_parallel}"
         engine = _engine(stage, expert_parallel)
         stores = [CheckpointStore(folder / name, 2, 1, True) for name in ("sync", "background")]
         overtook = True
