@@ -25,7 +25,9 @@ from tests.distributed.test_generation import CPU, share
 from tests.unit.search.table_model import SYMBOLS, words
 from tests.values import batch_limits, beam_search
 
-SEEDS = (1, 2, 3)
+SEED = 1
+MORE_SEEDS = (2, 3)
+"""Tried by slow tests."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "softmax": {"capacity_factor": 0.5, "min_capacity": 0},  # of training only
     "one_expert": {"top_k": 1},
@@ -91,29 +93,43 @@ def _logits(variant: str, seed: int) -> tuple[list[Tensor], list[Tensor], list[T
     return alone, [together[order.index(i)] for i in numbers], [merged[i] for i in numbers]
 
 
-def _all_logits() -> dict[tuple[str, int], tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    return {(variant, seed): _logits(variant, seed) for variant in VARIANTS for seed in SEEDS}
+Logits = dict[str, tuple[list[Tensor], list[Tensor], list[Tensor]]]
+"""By variant."""
+
+
+def _all_logits(seed: int) -> Logits:
+    return {variant: _logits(variant, seed) for variant in VARIANTS}
 
 
 @pytest.fixture(scope="module")
-def logits() -> dict[tuple[str, int], tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    """By variant and seed."""
-    found: dict[tuple[str, int], tuple[list[Tensor], list[Tensor], list[Tensor]]]
-    found = run_distributed(_all_logits, 2)[0]
+def logits() -> Logits:
+    """Of the models of one seed."""
+    found: Logits = run_distributed(_all_logits, 2, SEED)[0]
     return found
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_of_a_sentence_depend_on_nothing_else(
-    variant: str,
-    seed: int,
-    logits: dict[tuple[str, int], tuple[list[Tensor], list[Tensor], list[Tensor]]],
-) -> None:
-    alone, together, spread = logits[variant, seed]
+def test_logits_of_a_sentence_depend_on_nothing_else(variant: str, logits: Logits) -> None:
+    _assert_own(variant, logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", MORE_SEEDS)
+def test_logits_of_other_models_depend_on_nothing_else(seed: int) -> None:
+    logits: Logits = run_distributed(_all_logits, 2, seed)[0]
+    for variant in VARIANTS:
+        _assert_own(variant, logits)
+
+
+def _assert_own(variant: str, logits: Logits) -> None:
+    alone, together, spread = logits[variant]
     assert len(alone) == 6
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(spread, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        together, alone, rtol=1e-5, atol=1e-5, msg=lambda text: f"{variant}: {text}"
+    )
+    torch.testing.assert_close(
+        spread, alone, rtol=1e-5, atol=1e-5, msg=lambda text: f"{variant}: {text}"
+    )
 
 
 SEARCH = beam_search(SYMBOLS, beam=2, max_len_a=1, max_len_b=3)
@@ -134,11 +150,12 @@ def _translations(variant: str, seed: int) -> tuple[list[str], list[str], list[s
     return alone, together.lines, None if shared is None else shared.lines
 
 
-def _all_translations() -> list[tuple[list[str], list[str], list[str] | None]]:
-    return [_translations(variant, seed) for variant in ROUTERS for seed in SEEDS[:2]]
+def _all_translations(seed: int) -> list[tuple[list[str], list[str], list[str] | None]]:
+    return [_translations(variant, seed) for variant in ROUTERS]
 
 
-def test_translations_of_a_sentence_depend_on_nothing_else() -> None:
-    for alone, together, shared in run_distributed(_all_translations, 2)[0]:
+@pytest.mark.parametrize("seed", [SEED, pytest.param(2, marks=pytest.mark.slow)])
+def test_translations_of_a_sentence_depend_on_nothing_else(seed: int) -> None:
+    for alone, together, shared in run_distributed(_all_translations, 2, seed)[0]:
         assert len(set(alone)) > 1
         assert alone == together == shared
