@@ -68,6 +68,16 @@ def cases(world_size: int) -> list[Case]:
     return [*made, *(Case(text, "dense") for text in SIZES)]
 
 
+ON_FOUR = [
+    *(Case(text, spread=4) for text in ("nothing", "few", "many")),
+    Case("many", spread=4, more=OPTIONS[1]),
+    Case("many", spread=2),
+    Case("many"),
+    Case("many", "dense"),
+]
+"""Of `cases(4)`: two ranks go through all texts and options by default."""
+
+
 class Work(NamedTuple):
     """Inputs of the cases; `runs` is read-only."""
 
@@ -144,11 +154,13 @@ def alone(work: Work, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(
+    ("world_size", "todo"),
+    [(2, cases(2)), (4, ON_FOUR), pytest.param(4, cases(4), marks=pytest.mark.slow)],
+)
 def test_every_layout_writes_what_one_process_writes(
-    work: Work, alone: Path, tmp_path: Path, world_size: int
+    work: Work, alone: Path, tmp_path: Path, world_size: int, todo: list[Case]
 ) -> None:
-    todo = cases(world_size)
     codes = run_distributed(_translate, world_size, work, todo, tmp_path)
     assert codes == [[0] * len(todo)] * world_size
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(case.name for case in todo)

@@ -49,7 +49,14 @@ FROM_OUTSIDE = {
 }
 
 
-@pytest.mark.parametrize("settings", FROM_OUTSIDE.values(), ids=list(FROM_OUTSIDE))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # the router that has options is imported in the same way
+        pytest.param(settings, id=name, marks=[pytest.mark.slow] * (name == "router"))
+        for name, settings in FROM_OUTSIDE.items()
+    ],
+)
 def test_a_part_from_outside_touches_no_file(
     lab: Lab, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
