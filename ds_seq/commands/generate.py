@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ds_seq import distributed
 from ds_seq.commands.after_search import (
@@ -35,6 +35,7 @@ from ds_seq.commands.options import (
     load_chosen,
     search_settings,
 )
+from ds_seq.commands.results import add_result, check_results
 from ds_seq.commands.steering import Steering, read_steering
 from ds_seq.commands.target_languages import TargetLanguages, read_target_languages
 from ds_seq.config.generation import GenerationConfig
@@ -49,7 +50,7 @@ from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_translator
 from ds_seq.runs.open import default_dtype, weights_fingerprint
 from ds_seq.scores.languages import language_warning
-from ds_seq.scores.scoring import Scorer
+from ds_seq.scores.scoring import CorpusScore, Scorer
 from ds_seq.tasks.translation import format_samples, read_raw
 from ds_seq.text.lines import (
     STANDARD,
@@ -163,8 +164,18 @@ def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
             )
     check_result_arguments(args)
     check_expert_parallel(args.expert_parallel, world_size)
+    _check_files(args)
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Check that the outputs can be written, and are none of the inputs."""
     texts = (args.input, args.reference, args.prefix, args.constraints, args.allowed)
-    check_writable(args.output, [*texts, args.target_langs, *args.runs])
+    inputs = [*texts, args.target_langs, *args.runs]
+    check_writable(args.output, inputs)
+    if args.results is not None:
+        if args.input is not None and args.reference is None:
+            raise UserError("--results: there is no score without --reference; add it")
+        check_results(args.results, [*inputs, args.output])
 
 
 def _streams(args: argparse.Namespace) -> bool:
@@ -266,10 +277,15 @@ def _translate(generation: _Generation, text: _Text, scorer: Scorer | None, worl
             f"{args.output}: {len(text.source) - len(lines):,} of {len(text.source):,} lines are "
             "missing; all processes need the same file system"
         )
-    _report(args, len(lines), len(done), lines, time.monotonic() - started, world.size)
+    seconds = time.monotonic() - started
+    _report(args, len(lines), len(done), lines, seconds, world.size)
     _report_untagged(generation, reading.untagged)
     reference = None if text.reference is None else generation.steering.without_tag(text.reference)
-    _finish(args, lines, _Text(text.source, reference), scorer)
+    scores = _finish(args, lines, _Text(text.source, reference), scorer)
+    if args.results is not None:
+        name = "data.raw.test" if args.input is None else args.input
+        facts = _facts(generation, len(lines), len(done), seconds, world.size)
+        add_result(args.results, name, scores, facts)
     if partial is not None:
         partial.remove()
 
@@ -295,6 +311,25 @@ def _conditions(generation: _Generation, text: _Text) -> Settings:
             name.replace("_", "-"): value
             for name, value in generation.settings.model_dump(exclude=set(BATCH_SIZE)).items()
         },
+    }
+
+
+def _facts(
+    generation: _Generation, count: int, before: int, seconds: float, world_size: int
+) -> dict[str, Any]:
+    """Return what `--results` stores of an evaluation besides the scores."""
+    args, device = generation.args, generation.translator.device
+    now = count - before
+    return {
+        "models": [str(run.source) for run in generation.runs],
+        "reference": args.reference or "data.raw.test",
+        "n_obs": count,
+        "n_resumed": before,
+        "seconds_per_sample": seconds / now if now else None,
+        "ranks": world_size,
+        "device": device.type,
+        "dtype": args.dtype or default_dtype(generation.card, device),
+        "generation": generation.settings.model_dump(mode="json"),
     }
 
 
@@ -337,14 +372,21 @@ def _report_untagged(generation: _Generation, lines: Sequence[int]) -> None:
 
 def _finish(
     args: argparse.Namespace, lines: list[Line], text: _Text, scorer: Scorer | None
-) -> None:
-    """Write the output; print samples and scores, to stderr if stdout is the output."""
+) -> list[CorpusScore]:
+    """Write the output; print samples and scores, to stderr if stdout is the output.
+
+    Returns:
+        The scores, if there is a reference.
+    """
     write_lines(args.output, [line.output for line in lines])
     stream = sys.stderr if args.output == STANDARD else sys.stdout
     translations = [line.best for line in lines]
     reference = text.reference
     if args.samples > 0:
         print(format_samples(text.source, translations, reference, args.samples), file=stream)
-    if scorer is not None and reference is not None:
-        for result in scorer(translations, reference):
-            print(result, file=stream)
+    if scorer is None or reference is None:
+        return []
+    scores = scorer(translations, reference)
+    for result in scores:
+        print(result, file=stream)
+    return scores

@@ -6,7 +6,6 @@ import json
 import platform
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +16,7 @@ import torch
 
 import ds_seq
 from ds_seq.distributed import World
+from ds_seq.environment import source_commit
 from ds_seq.names import STARTS_FILE
 
 _PACKAGES = ("torch", "deepspeed", "numpy", "sentencepiece", "sacrebleu")
@@ -41,7 +41,7 @@ def record_start(folder: Path, world: World, update: int, last_update: int) -> d
         "processes": world.size,
         "device": _device(world),
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": source_commit(),
         "versions": {
             "ds_seq": ds_seq.__version__,
             "python": platform.python_version(),
@@ -78,16 +78,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """Return the commit of a checkout of ds_seq, with `-dirty` if files differ; else None."""
-    root = Path(ds_seq.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git, or a checkout of another user
-    return done.stdout.strip() or None

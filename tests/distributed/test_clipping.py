@@ -1,7 +1,8 @@
 """The norm counts each expert once and one coefficient scales all gradients, in every wrapper.
 
 DeepSpeed has a wrapper around the optimizer for each stage and precision; each computes the norm in
-its own way. Here one update in each is compared with the whole gradients that led to it.
+its own way. Here one update in each is compared with the whole gradients that led to it: by default
+each wrapper in one mode or two, and as slow tests in all modes.
 """
 
 from __future__ import annotations
@@ -45,6 +46,25 @@ WRAPPERS: dict[str, dict[str, Any]] = {
 # half precision without ZeRO cannot have experts on several ranks
 ALONE = [name for name in WRAPPERS if name in ("fp32-0", "bf16-0", "fp16-0", "fp32-2", "fp32-3")]
 SPREAD = [name for name in WRAPPERS if name not in ("bf16-0", "fp16-0")]
+# each wrapper, and each mode in each precision and in stages with and without whole gradients
+SAMPLE = {
+    "alone": {"fp32-0": ["sparse"], "bf16-0": ["plain"], "fp16-0": ["free"]},
+    "spread": {
+        "fp32-0": ["plain"],
+        "fp32-1": ["sparse"],
+        "fp32-2": ["plain"],
+        "fp32-3": ["sparse"],
+        "bf16-1": ["plain"],
+        "bf16-2": ["sparse"],
+        "bf16-3": ["plain", "sparse"],
+        "bf16-1-bf16-sums": ["sparse"],
+        "fp16-1": ["sparse", "free"],
+        "fp16-2": ["plain"],
+        "fp16-3": ["free"],
+        "fp16-2-offload": ["free"],
+        "fp16-3-offload": ["sparse"],
+    },
+}
 
 
 class Update(NamedTuple):
@@ -66,11 +86,11 @@ def _modes(name: str) -> list[str]:
 Updates = dict[tuple[str, str], list[Update]]
 
 
-def _updates(names: list[str], expert_parallel: int) -> Updates:
+def _updates(modes: dict[str, list[str]], expert_parallel: int) -> Updates:
     return {
         (name, mode): _train(expert_parallel, {**WRAPPERS[name], **MODES[mode]})
-        for name in names
-        for mode in _modes(name)
+        for name in modes
+        for mode in modes[name]
     }
 
 
@@ -97,21 +117,41 @@ def _train(expert_parallel: int, options: dict[str, Any]) -> list[Update]:
 
 @pytest.fixture(scope="module")
 def alone() -> list[Updates]:
-    """One process."""
-    return run_distributed(_updates, 1, ALONE, 1)
+    """The sample, in one process."""
+    return run_distributed(_updates, 1, SAMPLE["alone"], 1)
 
 
 @pytest.fixture(scope="module")
 def spread() -> list[Updates]:
-    """Two ranks that share the experts."""
-    return run_distributed(_updates, 2, SPREAD, 2, timeout=120.0)
+    """The sample, on two ranks that share the experts."""
+    return run_distributed(_updates, 2, SAMPLE["spread"], 2, timeout=120.0)
 
 
-CASES = [
-    (where, name, mode)
+@pytest.fixture(scope="module")
+def rest_alone() -> list[Updates]:
+    """What the sample leaves out, in one process."""
+    return run_distributed(_updates, 1, REST["alone"], 1)
+
+
+@pytest.fixture(scope="module")
+def rest_spread() -> list[Updates]:
+    """What the sample leaves out, on two ranks that share the experts."""
+    return run_distributed(_updates, 2, REST["spread"], 2, timeout=120.0)
+
+
+REST = {
+    where: {
+        name: [mode for mode in _modes(name) if mode not in SAMPLE[where].get(name, ())]
+        for name in names
+    }
     for where, names in (("alone", ALONE), ("spread", SPREAD))
-    for name in names
-    for mode in _modes(name)
+}
+CASES = [
+    pytest.param(f"{prefix}{where}", name, mode, marks=marks)
+    for prefix, modes_of, marks in (("", SAMPLE, ()), ("rest_", REST, pytest.mark.slow))
+    for where, modes in modes_of.items()
+    for name in modes
+    for mode in modes[name]
 ]
 
 
@@ -135,9 +175,19 @@ def test_one_coefficient_from_a_norm_that_counts_each_expert_once(
                 assert spine.norm_of(applied, model) <= MAX_NORM * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in SPREAD if n.startswith("fp16")])
-def test_the_loss_scale_grew_in_the_test_above(name: str, spread: list[Updates]) -> None:
-    first, second = (update.loss_scales for update in spread[0][name, "free"])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        pytest.param(*case.values[:2], marks=case.marks)
+        for case in CASES
+        if case.values[2] == "free"
+    ],
+)
+def test_the_loss_scale_grew_in_the_test_above(
+    where: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    ranks = request.getfixturevalue(where)
+    first, second = (update.loss_scales for update in ranks[0][name, "free"])
     assert first == (64.0, 64.0)
     assert second == (64.0, 128.0)
 
@@ -149,10 +199,13 @@ def _norms_of_one_process() -> dict[str, float]:
     }
 
 
-def test_every_wrapper_finds_the_norm_of_one_process(spread: list[Updates]) -> None:
+@pytest.mark.parametrize("where", ["spread", pytest.param("rest_spread", marks=pytest.mark.slow)])
+def test_every_wrapper_finds_the_norm_of_one_process(
+    where: str, request: pytest.FixtureRequest
+) -> None:
     expected = run_distributed(_norms_of_one_process, 1)[0]
     assert expected["sparse"] < (1 - 5 * ROUNDING["bf16"]) * expected["plain"]
-    for (name, mode), updates in spread[0].items():
+    for (name, mode), updates in request.getfixturevalue(where)[0].items():
         rounding = ROUNDING[name.split("-")[0]]
         assert updates[0].norm == pytest.approx(expected[mode], rel=rounding), name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -87,7 +88,8 @@ def _killed(arguments: list[str], after: int) -> None:
 def test_killed_runs_resume_and_write_the_same_bytes(
     work: Work, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
+    whole, out, results = (tmp_path / name for name in ("whole", "out", "results"))
+    more = (*more, "--reference", str(work.text))
     generate(*work.arguments(whole, *more))[0].check()
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
     for options in ((), ("--resume",)):
@@ -99,10 +101,13 @@ def test_killed_runs_resume_and_write_the_same_bytes(
     assert refused.code == 2 and "add --resume to continue it" in refused.err
     refused = generate(*work.arguments(out, *more, "--resume", "--min-len", "2"))[0]
     assert refused.code == 2 and "begun with another min-len" in refused.err
-    told = generate(*work.arguments(out, *more, "--resume"), ranks=2)[0].check().err
+    more = (*more, "--resume", "--results", str(results))
+    told = generate(*work.arguments(out, *more), ranks=2)[0].check().err
     assert out.read_bytes() == whole.read_bytes()
     assert "were done before" in told and f"translated {LINES} " not in told
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "results", "whole"]
+    (entry,) = json.loads(results.read_text())[str(work.text)]
+    assert (entry["n_obs"], entry["ranks"]) == (LINES, 2) and 0 < entry["n_resumed"] < LINES
 
 
 @contextmanager

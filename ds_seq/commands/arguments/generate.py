@@ -44,6 +44,9 @@ def build_parser() -> CommandParser:
         help="language of each translation: line n has the code for line n of the "
         "input")  # fmt: skip
     add("--reference", help="raw reference text to score against")
+    add("--results", metavar="FILE",
+        help="JSON file to which scores, speed and settings of this evaluation are "
+        "appended")  # fmt: skip
     add("--n-best", type=int, default=1, metavar="N",
         help="write the N best translations of each line (default: %(default)s)")  # fmt: skip
     add("--format", choices=OUTPUT_FORMATS, default="text",

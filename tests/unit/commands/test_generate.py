@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from ds_seq.text.tokenizer import Tokenizers
 from tests.unit.search.table_model import TableModel, WordTokenizer
 
 VOCAB = 9
+WEIGHTS = "weights.safetensors"
 LINES = ["w4 w5", "", "w6 w7 w8", "w4"]
 
 
@@ -45,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         }
     )
 
-    weights = tmp_path / "weights.safetensors"
+    weights = tmp_path / WEIGHTS
     save_file({"table": torch.zeros(1)}, weights, {"ds_seq.format": "1"})
 
     def load(run: str, checkpoint: str, *args: object) -> LoadedRun:
@@ -100,6 +102,24 @@ def test_the_launchers_argument_may_stand_anywhere(folder: Path, place: int) -> 
     arguments = ["the_run", "--input", str(folder / "in"), "--output", str(folder / "out")]
     arguments.insert(place, "--local_rank=0")
     assert generate.main(arguments) == 0
+
+
+def test_results_of_evaluations_collect_in_a_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = folder / "results.json"
+    assert call("--results", results) == 0
+    assert call("--results", results, "--beam", 2) == 0
+    assert call("--results", results, "--input", folder / "in", "--reference", folder / "ref") == 0
+    found = json.loads(results.read_text())
+    assert [len(found[name]) for name in ("data.raw.test", str(folder / "in"))] == [2, 1]
+    first, second = found["data.raw.test"]
+    printed = capsys.readouterr().err
+    for label, key in (("BLEU", "bleu"), ("chrF2", "chrf")):
+        assert f"{label}|{first[f'{key}_signature']} = {first[key]:.2f}" in printed
+    assert (first["generation"]["beam"], second["generation"]["beam"]) == (5, 2)
+    assert (first["n_obs"], first["n_resumed"], first["ranks"]) == (len(LINES), 0, 1)
+    assert first["seconds_per_sample"] > 0 and first["models"] == [str(folder / WEIGHTS)]
 
 
 def test_search_options_override_the_experiment(
@@ -309,6 +329,9 @@ def test_a_failed_run_is_resumed(
         (["--input", "long", "--long-lines", "error"], "line 2: has 12 tokens, the model takes 11"),
         (["--output", "fifo"], "fifo: is a device or a pipe"),
         (["--input", "empty", "--reference", "empty"], "the text is empty"),
+        (["--input", "in", "--results", "new"], "--results: there is no score without --reference"),
+        (["--results", "bad"], "bad: is damaged"),
+        (["--results", "ref", "--reference", "ref"], "ref: is also"),
     ],
 )
 def test_bad_input_gets_one_line(

@@ -100,8 +100,23 @@ def _away_from_the_start(model: Seq2SeqTransformer) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
 
 
-@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "experts"])
-@pytest.mark.parametrize("name", VALUES)
+# what changes attention alone meets experts in slow tests
+ATTENTION_ALONE = {"rotary", "yarn", "xpos", "alibi", "none", "window", "window alibi"}
+ATTENTION_ALONE |= {"grouped queries", "one key head", "query norms", "retention"}
+ATTENTION_ALONE |= {"factorized", "three factors", "changed retention"}
+
+
+@pytest.mark.parametrize(
+    ("name", "moe"),
+    [
+        pytest.param(name, moe, id=f"{name}-{kind}", marks=[pytest.mark.slow] * slow)
+        for name in VALUES
+        for kind, moe, slow in (
+            ("dense", None, 0),
+            ("experts", MOE, int(name in ATTENTION_ALONE)),
+        )
+    ],
+)
 def test_each_value_is_counted_trained_and_decoded(build, config, pairs, name, moe):
     settings = {"num_heads": 4, **VALUES[name], "moe": moe}
     model = build(**settings)

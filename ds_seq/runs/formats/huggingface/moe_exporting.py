@@ -57,7 +57,8 @@ def check_experts(kind: str, own: TransformerConfig, found: TransformerConfig) -
         if value != theirs.get(name):
             raise UserError(
                 f"model.moe.{name}: transformers has no experts with {value} ({kind} has "
-                f"{theirs.get(name)}); use another --format"
+                f"{theirs.get(name)}); add "
+                "--merge-experts, or use another --format"
             )
 
 
@@ -87,7 +88,8 @@ def _nllb(model: TransformerConfig, moe: MoeConfig) -> dict[str, Any]:
     if (positions.get("offset"), positions.get("wavelengths")) != (2, "inclusive"):
         raise UserError(
             f"model.positions: {NLLB_MOE} of transformers has sinusoids with offset 2 and "
-            "inclusive wavelengths only; use another --format"
+            "inclusive wavelengths only; add "
+            "--merge-experts, or use another --format"
         )
     rule = "in every n-th layer of a stack"
     steps = {f"{stack}_sparse_step": _found(model, stack, every_nth, rule) for stack in STACKS}
@@ -134,7 +136,8 @@ def _found(
             return value
     raise UserError(
         f"model.moe: the {stack} has experts in the layers {own or 'none'}, counted from 0; "
-        f"transformers has them {rule}; use another --format"
+        f"transformers has them {rule}; add "
+        "--merge-experts, or use another --format"
     )
 
 
