@@ -171,5 +171,5 @@ def test_a_teacher_with_other_subwords_is_refused(
     settings = (*TINY, data, "data.vocab.size=200", criterion)
     finished = train(lab.dense, *settings, f"run_dir={tmp_path / 'student'}")[0]
     assert finished.code == 2
-    assert "teacher and student need the same one" in finished.err
+    assert "words can only be distilled with one vocabulary" in finished.err
     assert not (tmp_path / "student").exists()

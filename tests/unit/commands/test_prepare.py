@@ -203,7 +203,6 @@ def test_sources_without_a_tag_are_reported(
         ("data.raw.test.target={raw}/train.de", "has 20, "),
         ("data.vocab.size=90000", "data.vocab.size to at most"),
         ("data.clean.min_words=100", "cleaning dropped all 200"),
-        ("data.target_lang=en", "both 'en'"),
     ],
 )
 def test_errors_are_reported_in_one_line(
