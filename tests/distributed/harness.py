@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing as mp
 import os
@@ -25,6 +26,8 @@ from tests.ports import free_port
 deepspeed.ops.__compatible_ops__  # noqa: B018
 distributed.import_zero()  # the first engine of each would, for seconds
 
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Launcher = Callable[[int, int, int], dict[str, str]]
 """Rank, world size and port -> what a launcher sets in the environment."""
@@ -95,6 +98,8 @@ def _worker(
 ) -> None:
     gc.freeze()  # DeepSpeed collects garbage often: let it not walk through all that was inherited
     os.setsid()  # one signal then reaches whatever the function itself starts
+    # pytest, killed by `timeout` or the kernel, can end nobody any more
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.update(environ)
     torch.set_num_threads(1)
     try:
