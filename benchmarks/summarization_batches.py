@@ -6,8 +6,8 @@
 `--data` has shards that `ds-seq prepare` wrote. All ways have the same largest batch in padded
 source tokens, which is what memory bounds. The peer's two samplers are written anew from their
 description: "sortish" sorts random groups of 50 batches of a fixed number of pairs, and "dynamic"
-cuts all pairs, sorted by length, to so many tokens and to a multiple of 64 pairs. Time is processor
-time of forward and backward on batches spread over all sizes, scaled to the epoch.
+cuts all pairs, sorted by length, to a number of tokens and to a multiple of 64 pairs. Time is
+processor time of forward and backward on batches spread over all sizes, scaled to the epoch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def sortish_of_peer(lengths: NDArray[np.integer], size: int) -> Batches:
 
 
 def dynamic_of_peer(lengths: NDArray[np.integer], max_tokens: int, multiple: int = 64) -> Batches:
-    """Cut pairs, sorted by length, to so many tokens, and to a multiple of pairs if it has one."""
+    """Cut pairs, sorted by length, by tokens, and to a multiple of pairs if there is one."""
     longest = lengths.max(axis=1)
     order = np.argsort(longest, kind="stable")
     batches, start = [], 0

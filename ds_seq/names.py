@@ -5,6 +5,7 @@ Imports neither torch nor pydantic, so that any module may import it and `ds-seq
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -27,6 +28,8 @@ SaveErrorAnswer = Literal["stop", "continue"]
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 """All stacks that a model can have, in the order in which a batch passes through them."""
+LAYER_NAME = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
+"""Beginning of the names of a layer's parts and tensors: stack, and number from 0."""
 Placement = Literal["encoder", "decoder", "both"]
 """Stacks that have a part."""
 ModelPart = Literal["encoder", "decoder", "embeddings", "adapters", "lora"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 from torch import nn
 
 from ds_seq.moe.calls import moe_calls
-from ds_seq.names import STACKS
+from ds_seq.names import LAYER_NAME
 from ds_seq.reports.heat_map import STARVED
 from ds_seq.reports.metrics import layer_figures
 
 PATIENCE = 500
 """Updates for which an expert may be starved before it is reported."""
 
-_PLACE = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 _MOST_NAMED = 8
 _ADVICE = (
     "raise criterion.loss_weights.load_balance (criterion model_and_base has it), or try "
@@ -38,7 +36,7 @@ def layer_names(model: nn.Module) -> list[str]:
     names = []
     for layer in moe_calls(model):
         path = paths[layer]
-        place = _PLACE.search(path + ".")
+        place = LAYER_NAME.search(path + ".")
         name = f"{place[1]} {place[2]}" if place else path
         calls[path] += 1
         names.append(f"{name} (call {calls[path]})" if calls[path] > 1 else name)

@@ -5,7 +5,6 @@ Layers keep their experts, routers and branches.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import cast
 
@@ -19,11 +18,9 @@ from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.modules.feed_forward import FeedForward
-from ds_seq.names import STACKS, Stack
+from ds_seq.names import LAYER_NAME, STACKS, Stack
 from ds_seq.text.tokenizer import VocabSizes
 from ds_seq.weights.fill import model_tensors
-
-_LAYER = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 
 
 def student_config(
@@ -120,7 +117,7 @@ def make_student(
 
 def _source(name: str, layers: CopiedLayers) -> str:
     """Return the teacher's name of a tensor of the student."""
-    match = _LAYER.match(name)
+    match = LAYER_NAME.match(name)
     if match is None:
         return name
     stack = cast(Stack, match[1])

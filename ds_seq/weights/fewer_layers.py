@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from ds_seq.names import STACKS, Stack
+from ds_seq.names import LAYER_NAME, Stack
 from ds_seq.weights.source import TensorSource
-
-_LAYER = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 
 
 class FewerLayers:
@@ -30,7 +27,7 @@ class FewerLayers:
 
     def _stored(self, name: str) -> str:
         """Return the name in the whole model."""
-        match = _LAYER.match(name)
+        match = LAYER_NAME.match(name)
         if match is None:
             return name
         return f"{match[1]}.layers.{self._layers[match[1]][int(match[2])]}.{name[match.end() :]}"
@@ -39,7 +36,7 @@ class FewerLayers:
         """See `TensorSource.keys`; without those of other layers."""
         found = set()
         for key in self._base.keys():
-            match = _LAYER.match(key)
+            match = LAYER_NAME.match(key)
             if match is None:
                 found.add(key)
                 continue

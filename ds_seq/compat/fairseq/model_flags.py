@@ -17,6 +17,8 @@ _FORCED = "the Transformer with experts ignores it: it sets the value itself"
 _ALIGNED = "there is no supervised alignment; `ds-seq generate --align` reads the attention"
 _PRETRAINED = "embeddings from a text file are not supported; leave it out"
 _ONE_FOR_BOTH = "one value for both stacks"
+_PER_TOKEN = "per token; there it is a mean over the sentences of a batch"
+_CROSS_TOO = "one value for both stacks, and for cross-attention, which has all heads there"
 
 MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--arch -a", "text", None, "model"),
@@ -33,14 +35,8 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--decoder-layers", "int", 6, "model.decoder_layers"),
     becomes("--encoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
     becomes("--decoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
-    becomes(
-        "--encoder-kv-attention-heads", "int", None, "model.num_kv_heads",
-        "one value for both stacks, and for cross-attention, which has all heads there",
-    ),  # fmt: skip
-    becomes(
-        "--decoder-kv-attention-heads", "int", None, "model.num_kv_heads",
-        "one value for both stacks, and for cross-attention, which has all heads there",
-    ),  # fmt: skip
+    becomes("--encoder-kv-attention-heads", "int", None, "model.num_kv_heads", _CROSS_TOO),
+    becomes("--decoder-kv-attention-heads", "int", None, "model.num_kv_heads", _CROSS_TOO),
     becomes("--encoder-normalize-before", "switch", False, "model.norm_position"),
     becomes("--decoder-normalize-before", "switch", False, "model.norm_position"),
     becomes("--encoder-learned-pos", "switch", False, "model.positions"),
@@ -90,14 +86,8 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--decoder-adapter-ids", "text", None, "model.adapters.ids"),
     becomes("--encoder-train-adapter", "text", None, "model.adapters.active, train.trainable"),
     becomes("--decoder-train-adapter", "text", None, "model.adapters.active, train.trainable"),
-    becomes(
-        "--encoder-adapter-use-gating", "switch", False, "model.adapters.gate",
-        "per token; there it is a mean over the sentences of a batch",
-    ),  # fmt: skip
-    becomes(
-        "--decoder-adapter-use-gating", "switch", False, "model.adapters.gate",
-        "per token; there it is a mean over the sentences of a batch",
-    ),  # fmt: skip
+    becomes("--encoder-adapter-use-gating", "switch", False, "model.adapters.gate", _PER_TOKEN),
+    becomes("--decoder-adapter-use-gating", "switch", False, "model.adapters.gate", _PER_TOKEN),
     becomes("--adapter-activation-fn", "text", "relu", "model.adapters.activation"),
     refused("--encoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),
     refused("--decoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),

@@ -32,8 +32,8 @@ class RetentionConfig(NamedConfig):
     )
     shortest_memory: Memory = Field(
         default=32.0,
-        description="Tokens after which the first head counts a token a third: its decay is 1 - 1 "
-        "/ this.",
+        description="Distance in tokens at which the first head has about a third of the weight "
+        "left: its decay is 1 - 1 / this.",
     )
     longest_memory: Memory | None = Field(
         default=None,

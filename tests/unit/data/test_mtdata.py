@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +11,8 @@ import pytest
 from ds_seq.config.raw_text import SIGNATURE, raw_texts
 from ds_seq.config.text_files import RawConfig
 from ds_seq.errors import UserError, run_command
+from tests.unit.data.scripts import load_script
 
-SCRIPT = Path(__file__).parents[3] / "prepare_data" / "fetch_mtdata.py"
 COMMAND = "mtdata get -l deu-eng --train A-x-1-deu-eng --test B-y-2-deu-eng --merge -o <out-dir>\n"
 Capture = pytest.CaptureFixture[str]
 
@@ -33,11 +32,7 @@ echo '{}' > "$last/train.stats.json"
 
 @pytest.fixture
 def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fetch_mtdata", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("fetch_mtdata")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,15 +11,11 @@ from ds_seq.data.shards import ShardReader
 from ds_seq.errors import run_command
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
-
-SCRIPTS = Path(__file__).resolve().parents[3] / "prepare_data"
+from tests.unit.data.scripts import load_script
 
 
 def _run(name: str, *arguments: object) -> int:
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(name)
     return run_command(module.main, [str(argument) for argument in arguments])
 
 

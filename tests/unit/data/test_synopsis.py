@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import lzma
 from pathlib import Path
 from types import ModuleType
@@ -10,18 +9,14 @@ from types import ModuleType
 import pytest
 
 from ds_seq.errors import UserError
+from tests.unit.data.scripts import load_script
 
-SCRIPT = Path(__file__).parents[3] / "prepare_data" / "synopsis.py"
 _PLACE = "debian/dists/bookworm/main/i18n/Translation-en.xz"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synopsis", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("synopsis")
 
 
 def _paragraph(number: int, opening: str) -> str:
