@@ -141,6 +141,9 @@ SideChoice = Literal["source", "target", "both"]
 INFINITE = "inf"
 """Temperature at which shares do not depend on sizes."""
 
+TextUnit = Literal["tokens", "document", "line"]
+"""What blocks of text are made of."""
+
 # Text.
 SPLITS = ("train", "valid", "test")
 Side = Literal["source", "target"]
@@ -195,6 +198,9 @@ TEXT_METRICS = (
     "rougeLsum",
 )
 """Metrics that compare a text with references."""
+PERPLEXITY = "perplexity"
+LM_METRICS = (PERPLEXITY, "word_perplexity", "bits_per_byte")
+"""Metrics of language models, per token of the vocabulary, per word, and per byte of the text."""
 DEFAULT_METRICS = ("bleu", "chrf")
 """Metrics of `ds-seq score` and of translations with a reference."""
 FILTER_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL")

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from ds_seq.config.base import Config, ExternalConfig, plugin_tag
+from ds_seq.config.base import (
+    Config,
+    ExternalConfig,
+    FieldErrors,
+    NonNegativeInt,
+    plugin_tag,
+)
+from ds_seq.names import TextUnit
 
 
 class TranslationConfig(Config):
@@ -20,7 +27,47 @@ class TranslationConfig(Config):
     )
 
 
+class BlockFields(Config):
+    """How text of one side is cut into examples."""
+
+    blocks: TextUnit = Field(
+        default="tokens",
+        description="What an example is: `tokens`, consecutive ones of the whole text, whose lines "
+        "and documents are joined; a `document`, the lines up to an empty one; or a `line`. Longer "
+        "ones are cut.",
+    )
+    block_tokens: Annotated[int, Field(ge=2, le=10_000_000)] = Field(
+        default=512, description="Number of tokens of the longest example."
+    )
+    random_start: bool = Field(
+        default=True,
+        description="Whether blocks of tokens begin elsewhere in each epoch, so that a token has "
+        "other context each time; validation always begins at the first token.",
+    )
+
+
+class LanguageModelingConfig(BlockFields):
+    """Prediction of each token of a text from those before it."""
+
+    name: Literal["language_modeling"] = Field(description="Selects this task.")
+    context_window: NonNegativeInt = Field(
+        default=0,
+        description="Number of tokens of `block_tokens` that are read again, not scored, in front "
+        "of each block when a perplexity is measured, so that each token has at least this "
+        "context if there is as much text before it.",
+    )
+
+    @model_validator(mode="after")
+    def _check_context(self) -> LanguageModelingConfig:
+        if self.context_window >= self.block_tokens:
+            message = f"{self.context_window} leaves no token of block_tokens {self.block_tokens} "
+            raise FieldErrors([("context_window", message + "to score; lower it")])
+        return self
+
+
 TaskConfig = Annotated[
-    Annotated[TranslationConfig, Tag("translation")] | Annotated[ExternalConfig, Tag("external")],
+    Annotated[TranslationConfig, Tag("translation")]
+    | Annotated[LanguageModelingConfig, Tag("language_modeling")]
+    | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("translation")),
 ]

@@ -269,11 +269,11 @@ def _raw_errors(
     paths = [path for pair in raw for path in pair]
     if len(paths) != len(origin.raw):
         yield (
-            f"data.raw.{split}: names {len(raw)} pair(s) of files, but the shards in {folder} were "
-            f"made from {len(origin.raw) // 2}; {remake}, or name those"
+            f"data.raw.{split}: names {len(paths)} file(s), but the shards in {folder} were made "
+            f"from {len(origin.raw)}; {remake}, or name those"
         )
         return
-    parts = [_part(text, side) for text in raw for side in (0, 1)]
+    parts = [_part(text, side) for text in raw for side in range(text.num_sides)]
     for path, part, record in zip(paths, parts, origin.raw, strict=True):
         if part != record.part:
             yield (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,32 @@ class Dataset(Protocol):
 
     def __len__(self) -> int:
         """N."""
+
+
+@runtime_checkable
+class InParts(Dataset, Protocol):
+    """Examples of several corpora, whose shares and changes may depend on the epoch."""
+
+    parts: Any
+    """The corpora, `ds_seq.data.corpora.Part` each."""
+    first: NDArray[np.integer]
+    """(parts + 1,) number of the first example of each corpus, and N."""
+    has_changing_lengths: bool
+    """Whether lengths differ from epoch to epoch."""
+
+    def in_epoch(self, key: tuple[int, int], stage: int = 0) -> Dataset:
+        """Return the examples as they are in an epoch (seed, epoch) of a stage."""
+
+    def bounds(
+        self, key: tuple[int, int], indices: NDArray[np.integer], stage: int = 0
+    ) -> NDArray[np.integer]:
+        """Return upper bounds of the lengths (B, sides) of some examples; see `in_epoch`."""
+
+    def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the number (B,) of the corpus of each example."""
+
+    def fingerprint_of(self, number: int) -> str:
+        """Return the fingerprint of the content of a corpus, as it is used here."""
 
 
 class Source(Protocol):

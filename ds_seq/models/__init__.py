@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.plugins import find_plugin
 from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 
 __all__ = ["MODELS", "attach_adapters", "build_model", "merge_changes"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"transformer": build_seq2seq}
+
+def _decoder_only(*args: Any, **options: Any) -> nn.Module:
+    from ds_seq.models.build.decoder_only import build_decoder_only  # only where it is used
+
+    return build_decoder_only(*args, **options)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "transformer": build_seq2seq,
+    "decoder_only": _decoder_only,
+}
 
 
 def build_model(
@@ -79,11 +89,11 @@ def attach_adapters(
     """
     if adapter is None and config.adapters is None:
         return
-    from ds_seq.models.build.adapters import choose_adapters, choose_one_adapter
+    from ds_seq.models.build.adapters import HasAdapters, choose_adapters, choose_one_adapter
 
     if adapter is not None:
         choose_one_adapter(model, [] if config.adapters is None else config.adapters.ids, adapter)
-    elif config.adapters is not None and isinstance(model, Seq2SeqTransformer):
+    elif config.adapters is not None and isinstance(model, HasAdapters):
         choose_adapters(model, config.adapters, tokenizer)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig, FairseqConfig
-from ds_seq.config.task import TaskConfig, TranslationConfig
+from ds_seq.config.task import LanguageModelingConfig, TaskConfig, TranslationConfig
 from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.data.open import SourceChoice
 from ds_seq.names import SPLITS
@@ -79,7 +79,26 @@ def source_choice(data: DataConfig, tokenizers: Tokenizers) -> SourceChoice:
     return SourceChoice(config.name, config.model_dump(exclude={"name"}))
 
 
-TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {"translation": _translation}
+def _language_modeling(config: LanguageModelingConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.language_modeling import BlockOptions, LanguageModelingTask
+    from ds_seq.tasks.mix import text_parts
+
+    return LanguageModelingTask(
+        data.dir,
+        load_tokenizers(data, data.dir),
+        BlockOptions(
+            config.blocks, config.block_tokens, config.random_start, config.context_window
+        ),
+        partial(text_parts, data),
+        SourceChoice(data.source.name),
+        {split: expected_by_experiment(data, split) for split in SPLITS},
+    )
+
+
+TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {
+    "translation": _translation,
+    "language_modeling": _language_modeling,
+}
 
 
 def build_task(config: TaskConfig, data: DataConfig) -> Task:

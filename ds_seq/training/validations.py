@@ -100,7 +100,8 @@ class Validations:
         """Print the signatures of the metrics, which make scores comparable."""
         for name in metric_names(figures):
             if signature := figures[f"{name}_signature"]:
-                self._log.say(f"valid {name} is of detokenized text, signature {signature}")
+                what = "" if name in LM_METRICS else "is of detokenized text, "
+                self._log.say(f"valid {name} {what}has signature {signature}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to resume from."""

@@ -4,12 +4,14 @@ It is a union tagged by `name`. A Transformer is composed of axes; the file of e
 fields, checks and parameter count. In an experiment file, all fields are in one flat section.
 """
 
+from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.transformer import ModelSize, TransformerConfig
 from ds_seq.config.model.union import ExternalModelConfig, ModelConfig
 
 __all__ = [
+    "DecoderOnlyConfig",
     "ExternalModelConfig",
     "ExternalRouterConfig",
     "ModelConfig",

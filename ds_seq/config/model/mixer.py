@@ -11,7 +11,7 @@ from ds_seq.config.base import SHORT_FORM, NamedConfig, Probability, plugin_tag
 from ds_seq.config.model.heads import HeadCounts, PrunedHeadsConfig
 from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.retention import RetentionConfig
-from ds_seq.config.model.stack import Width
+from ds_seq.config.model.stack import StackFields, Width
 from ds_seq.names import STACKS, AttentionKind, Stack
 
 MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
@@ -32,7 +32,7 @@ MixerConfig = Annotated[
 ]
 
 
-class MixerFields(LinearFields):
+class MixerFields(LinearFields, StackFields):
     """Kinds of mixers, and multi-head attention."""
 
     encoder_mixer: MixerConfig = Field(  # see `norm.py`
@@ -93,7 +93,7 @@ class MixerFields(LinearFields):
             if self.pruned_heads is not None and any(getattr(self.pruned_heads, stack)):
                 message = f"there is no self-attention in this stack ({stack}_mixer: retention)"
                 errors.append((f"pruned_heads.{stack}", message))
-        if self.attention_window is not None and all(map(self.retention_of, STACKS)):
+        if self.attention_window is not None and all(map(self.retention_of, self.stacks)):
             message = "no stack has self-attention, and retention has no window; set it to null"
             errors.append(("attention_window", message))
         return errors
@@ -120,9 +120,13 @@ class MixerFields(LinearFields):
             params += weights + (biases if self.linear_bias else 0)
         return params
 
+    def mixers_of(self, stack: Stack) -> int:
+        """Return the number of mixers of a layer."""
+        return MIXERS_PER_LAYER[stack]
+
     def attentions_of(self, stack: Stack) -> int:
         """Return the number of attentions of a layer."""
-        return MIXERS_PER_LAYER[stack] - (0 if self.retention_of(stack) is None else 1)
+        return self.mixers_of(stack) - (0 if self.retention_of(stack) is None else 1)
 
     def mixer_weights(self, d_model: int, stack: Stack) -> int:
         """Return the weights of the linear maps of one layer's mixers, without biases."""

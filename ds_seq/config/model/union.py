@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from ds_seq.config.base import ExternalName, plugin_tag
+from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 
 
@@ -28,6 +29,7 @@ class ExternalModelConfig(TransformerFields):
 
 ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
+    | Annotated[DecoderOnlyConfig, Tag("decoder_only")]
     | Annotated[ExternalModelConfig, Tag("external")],
     Discriminator(plugin_tag("transformer")),
 ]
