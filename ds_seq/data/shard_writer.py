@@ -80,7 +80,7 @@ class ShardWriter:
         num_sides: 2 for pairs, 1 for text of one side.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (one argument per field of the manifest)
         self,
         folder: str | Path,
         split: str,

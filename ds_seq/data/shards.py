@@ -85,7 +85,7 @@ class ShardIndex(Protocol):
     lengths: NDArray[np.int32]
 
     def starts(self, shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return (n, sides) numbers of the first tokens of rows (n,) of a shard, within the shard."""
+        """Return (n, sides) numbers of the first tokens of rows (n,) of a shard, within it."""
 
 
 class _LengthIndex:
@@ -144,9 +144,9 @@ class _LengthIndex:
 class ShardReader:
     """A `Source` of the memory-mapped sentences of one split.
 
-    `reader[i]` has the id array of each side, with the end symbol. Opening reads the manifest and the
-    lengths. A split of few shards is compared with the manifest, up to some size byte by byte. The
-    shards of a larger one are looked for in a listing of the folder, and each is mapped and its
+    `reader[i]` has the id array of each side, with the end symbol. Opening reads the manifest and
+    the lengths. A split of few shards is compared with the manifest, up to some size byte by byte.
+    The shards of a larger one are looked for in a listing of the folder, and each is mapped and its
     size compared when a sentence of it is needed.
 
     Args:
@@ -155,8 +155,8 @@ class ShardReader:
         vocab_hash: required `Tokenizers.fingerprint` of the shards; None allows any.
 
     Attributes:
-        lengths: (N, sides) lengths of the sentences of each side, end symbol included; read-only, and
-             mapped from the disk, so that the ranks of a node share them.
+        lengths: (N, sides) lengths of the sentences of each side, end symbol included; read-only,
+            and mapped from the disk, so that the ranks of a node share them.
 
     Raises:
         UserError: the folder or manifest is missing, a file is missing, truncated or damaged, or
@@ -237,7 +237,7 @@ class ShardReader:
         return files_fingerprint({name: file.sha256 for name, file in self.manifest.files.items()})
 
     def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, ...]:
-        """Copy the pairs or texts with the given numbers (N,), N >= 1, without a Python loop over them.
+        """Copy the pairs or texts (N,) with these numbers, N >= 1, without a Python loop over them.
 
         Raises:
             UserError: a shard is missing or damaged.

@@ -11,6 +11,7 @@ from torch import nn
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
+from ds_seq.models.protocol import OffersAdapters
 from ds_seq.plugins import find_plugin
 from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 
@@ -89,11 +90,11 @@ def attach_adapters(
     """
     if adapter is None and config.adapters is None:
         return
-    from ds_seq.models.build.adapters import HasAdapters, choose_adapters, choose_one_adapter
+    from ds_seq.models.build.adapters import choose_adapters, choose_one_adapter
 
     if adapter is not None:
         choose_one_adapter(model, [] if config.adapters is None else config.adapters.ids, adapter)
-    elif config.adapters is not None and isinstance(model, HasAdapters):
+    elif config.adapters is not None and isinstance(model, OffersAdapters):
         choose_adapters(model, config.adapters, tokenizer)
 
 

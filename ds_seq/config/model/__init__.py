@@ -7,7 +7,8 @@ fields, checks and parameter count. In an experiment file, all fields are in one
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig
-from ds_seq.config.model.transformer import ModelSize, TransformerConfig
+from ds_seq.config.model.section import ModelSize, OtherModel
+from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.config.model.union import ExternalModelConfig, ModelConfig
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ExternalRouterConfig",
     "ModelConfig",
     "ModelSize",
+    "OtherModel",
     "MoeConfig",
     "TransformerConfig",
 ]
