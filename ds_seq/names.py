@@ -148,6 +148,8 @@ TextUnit = Literal["tokens", "document", "line"]
 SPLITS = ("train", "valid", "test")
 Side = Literal["source", "target"]
 SIDES: tuple[Side, Side] = get_args(Side)
+NumSides = Literal[1, 2]
+"""Text of one side, or pairs."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes of compressed text files, which are read as they are."""
 InvalidUtf8 = Literal["stop", "drop", "replace"]

@@ -26,7 +26,7 @@ from ds_seq.config.mixing import (
 from ds_seq.config.modifiers import ModifiersConfig
 from ds_seq.config.text_files import Language, RawSection, SplitConfig, ends_of
 from ds_seq.config.vocab import VocabConfig
-from ds_seq.names import SPLITS, LongPairs
+from ds_seq.names import SPLITS, LongPairs, NumSides
 
 
 class ShardsConfig(Config):
@@ -130,7 +130,7 @@ class DataConfig(Config):
     )
 
     @property
-    def num_sides(self) -> Literal[1, 2]:
+    def num_sides(self) -> NumSides:
         """2 for pairs, 1 for text of one side."""
         return 2 if self.language is None else 1
 

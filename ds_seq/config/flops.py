@@ -68,7 +68,7 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
     if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
     return Flops(
-        2 * (own["encoder"] + factor + moved),
+        2 * (own["encoder"] + (factor if heads["cross"] else 0) + moved),
         2 * (own["decoder"] + factor + output - moved),
         pairs["encoder"],
         pairs["decoder"],

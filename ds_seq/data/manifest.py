@@ -13,6 +13,7 @@ from pydantic import Field
 from ds_seq import files
 from ds_seq.data.origin import Origin
 from ds_seq.errors import UserError
+from ds_seq.names import NumSides
 from ds_seq.records import (
     Count,
     FileName,
@@ -106,7 +107,7 @@ class Manifest:
     origin: Origin = Origin()
     corpora: tuple[CorpusRecord, ...] = ()
     version: int = FORMAT_VERSION
-    sides: Literal[1, 2] = 2
+    sides: NumSides = 2
 
     @property
     def pairs(self) -> int:

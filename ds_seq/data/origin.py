@@ -268,9 +268,10 @@ def _raw_errors(
         raw = tuple(dict.fromkeys(raw))
     paths = [path for pair in raw for path in pair]
     if len(paths) != len(origin.raw):
+        unit = "pair(s) of files" if raw[0].num_sides == 2 else "file(s)"
         yield (
-            f"data.raw.{split}: names {len(paths)} file(s), but the shards in {folder} were made "
-            f"from {len(origin.raw)}; {remake}, or name those"
+            f"data.raw.{split}: names {len(raw)} {unit}, but the shards in {folder} were made from "
+            f"{len(origin.raw) // raw[0].num_sides}; {remake}, or name those"
         )
         return
     parts = [_part(text, side) for text in raw for side in range(text.num_sides)]

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from ds_seq.data.shard_files import (
 )
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
+from ds_seq.names import NumSides
 
 
 class _FileWriter:
@@ -91,7 +92,7 @@ class ShardWriter:
         shard_size: int,
         inputs: Sequence[str] = (),
         origin: Origin = Origin(),  # noqa: B008 - a constant
-        num_sides: Literal[1, 2] = 2,
+        num_sides: NumSides = 2,
     ) -> None:
         self._folder = Path(folder)
         self._sides = side_names(num_sides)

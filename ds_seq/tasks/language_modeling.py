@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from ds_seq.criterions.cross_entropy import smoothed_cross_entropy
 from ds_seq.data.batch import Batch, TextInputs
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import Part
-from ds_seq.data.open import SHARDS, SourceChoice, open_source
+from ds_seq.data.open import SourceChoice, open_source
 from ds_seq.data.origin import Expected
 from ds_seq.data.source import Dataset, Source
 from ds_seq.data.text import TextDataset
@@ -98,8 +97,8 @@ class LanguageModelingTask:
         tokenizers: Tokenizers,
         options: BlockOptions,
         parts: Parts,
-        source: SourceChoice = SHARDS,
-        expected: Mapping[str, Expected] = MappingProxyType({}),
+        source: SourceChoice,
+        expected: Mapping[str, Expected],
     ) -> None:
         self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
         self._data_dir, self._options, self._parts = data_dir, options, parts

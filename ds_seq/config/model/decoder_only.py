@@ -62,11 +62,3 @@ class DecoderOnlyConfig(OneStackConfig):
     name: Literal["decoder_only"] = Field(  # type: ignore[assignment]
         description="Selects this model."
     )
-
-    def field_errors(self) -> list[tuple[str, str]]:
-        """Return incompatible settings as (field, message) pairs."""
-        errors = super().field_errors()
-        if self.moe is not None and self.moe.router == "expert_choice":
-            message = "expert_choice: experts would choose by later tokens; use another router"
-            errors.append(("moe.router", message))
-        return errors
