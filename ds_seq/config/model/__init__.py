@@ -7,11 +7,16 @@ fields, checks and parameter count. In an experiment file, all fields are in one
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.transformer import ModelSize, TransformerConfig
-from ds_seq.config.model.union import ExternalModelConfig, ModelConfig
+from ds_seq.config.model.union import (
+    ExternalModelConfig,
+    HuggingFaceModelConfig,
+    ModelConfig,
+)
 
 __all__ = [
     "ExternalModelConfig",
     "ExternalRouterConfig",
+    "HuggingFaceModelConfig",
     "ModelConfig",
     "ModelSize",
     "MoeConfig",
