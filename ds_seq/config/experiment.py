@@ -14,6 +14,7 @@ from ds_seq.config.criterion import (
     CriterionConfig,
     CrossEntropyConfig,
     DistillationConfig,
+    MinimumRiskConfig,
     ModelAndBaseConfig,
 )
 from ds_seq.config.data import DataConfig
@@ -88,7 +89,9 @@ class ExperimentConfig(Config):
     def num_passes(self) -> int:
         """How often the model reads each batch in training."""
         _, criterion = self.base_criterion
-        return 2 if isinstance(criterion, CrossEntropyConfig) and criterion.r_drop else 1
+        if isinstance(criterion, CrossEntropyConfig | MinimumRiskConfig):
+            return criterion.num_passes
+        return 1
 
     @property
     def routes_by_language(self) -> bool:

@@ -155,7 +155,7 @@ def test_no_loss_weights_can_be_written_in_three_ways(make: MakeConfig, nothing:
 def test_plugin_names_are_the_union_tags() -> None:
     names = plugin_names()
     assert names["optimizer"] == {"adam", "adamw", "adafactor", "sgd"}
-    assert names["criterion"] == {"cross_entropy", "distillation", "model_and_base"}
+    assert names["criterion"] == {"cross_entropy", "distillation", "minimum_risk", "model_and_base"}
     assert names["task"] == {"translation"}
     assert names["model"] == {"transformer"}
     assert "external" not in set().union(*names.values())
