@@ -19,8 +19,9 @@ distributed.import_deepspeed()
 
 
 from ds_seq.config.changes import TEACHER, settings
-from ds_seq.config.experiment import ExperimentConfig, on_world
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.notes import notes
+from ds_seq.config.world import on_world
 from ds_seq.criterions import Teacher
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset

@@ -9,11 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.experiment import ExperimentConfig, check_world
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.optim import AdamConfig
 from ds_seq.config.schema import plugin_names, sections
 from ds_seq.config.train import TrainConfig
+from ds_seq.config.world import check_world
 from ds_seq.errors import UserError
 from tests.unit.config.fixture_types import MakeConfig
 
