@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from ds_seq.commands.arguments.show_batch import build_parser
 from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import TRAINING
-from ds_seq.data.batch import Batch, Seq2SeqInputs, TextInputs
+from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.data.source import Dataset, InParts
 from ds_seq.data.stream import Legs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task

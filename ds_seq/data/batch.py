@@ -1,6 +1,7 @@
 """Batches: inputs of a model, its labels, and the mask of real labels.
 
 The only module that pads rows, shifts targets and prepends the start symbol.
+`ds_seq.data.text_batch` has the batches of models that read one text.
 
 Shapes: B sentences, S source length, T target length, L either length, N real target tokens, K
 tokens of a teacher; padding is always on the right.
@@ -69,21 +70,6 @@ class Seq2SeqInputs(NamedTuple):
     """Number of scored positions; known in advance to avoid a device synchronization."""
     num_sources: int | None = None
     """Number of real source tokens for the same reason, or None."""
-
-
-class TextInputs(NamedTuple):
-    """The inputs of a model that reads one text: decoder-only or encoder-only."""
-
-    tokens: Tensor
-    """(B, T) int64."""
-    token_mask: Tensor
-    """(B, T) bool, True at real tokens."""
-    target_mask: Tensor
-    """(B, T) bool, True at scored positions, which are among the real ones."""
-    num_targets: int
-    """Number of scored positions; known in advance to avoid a device synchronization."""
-    num_tokens: int | None = None
-    """Number of real tokens for the same reason, or None."""
 
 
 _CHUNK = 1 << 20  # examples at a time
@@ -216,57 +202,6 @@ def empty_seq2seq_batch(symbols: Symbols, teacher: TopTokens | None = None) -> B
         num_tokens=0,
         num_sentences=0,
         teacher=teacher,
-    )
-
-
-def text_batch(
-    block: TokenBlock,
-    symbols: Symbols,
-    indices: Tensor | None = None,
-    first: Tensor | None = None,
-    num_context: Tensor | None = None,
-    pad_to_multiple: int = 1,
-) -> Batch[TextInputs]:
-    """Return the batch of at least one text, each token of which is predicted from those before.
-
-    Args:
-        block: the texts.
-        symbols: special symbols, for padding and the first input.
-        indices: (B,) numbers of the texts; default 0 to B - 1.
-        first: (B,) first inputs, the tokens before the texts; None: the start symbol.
-        num_context: (B,) number of tokens at the start of each text that are read, not scored; None
-            scores all.
-        pad_to_multiple: number to a multiple of which T is rounded up.
-    """
-    labels, real = pad_block(block, symbols.pad, pad_to_multiple)
-    tokens = shift(labels, real, symbols)
-    if first is not None:
-        tokens[:, 0] = first
-    mask = real
-    if num_context is not None:
-        mask = real & (torch.arange(real.size(1)) >= num_context[:, None])
-    num_real, num_sentences = len(block.tokens), len(block.lengths)
-    num_targets = num_real if num_context is None else int(mask.sum())
-    return Batch(
-        torch.arange(num_sentences) if indices is None else indices,
-        TextInputs(tokens, real, mask, num_targets, num_real),
-        labels,
-        mask,
-        num_targets,
-        num_sentences,
-    )
-
-
-def empty_text_batch(symbols: Symbols) -> Batch[TextInputs]:
-    """Return the empty batch, as `empty_seq2seq_batch`: one text with only the start symbol."""
-    mask = torch.tensor([[False]])
-    return Batch(
-        indices=torch.zeros(0, dtype=torch.int64),
-        inputs=TextInputs(torch.tensor([[symbols.start]]), ~mask, mask, 0, 1),
-        labels=torch.tensor([[symbols.pad]]),
-        mask=mask,
-        num_tokens=0,
-        num_sentences=0,
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ds_seq.data.batch import Batch, Seq2SeqInputs, TextInputs, TopTokens, pad_rows, shift
+from ds_seq.data.batch import Batch, Seq2SeqInputs, TopTokens, pad_rows, shift
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Symbols
 

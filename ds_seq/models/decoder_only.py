@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ds_seq.data.batch import TextInputs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import (
     EncoderOutput,

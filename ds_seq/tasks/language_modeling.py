@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ds_seq.activity import mark
 from ds_seq.criterions.cross_entropy import smoothed_cross_entropy
-from ds_seq.data.batch import Batch, TextInputs
+from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import Part
 from ds_seq.data.open import SourceChoice, open_source
 from ds_seq.data.origin import Expected
 from ds_seq.data.source import Dataset, Source
 from ds_seq.data.text import TextDataset
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.distributed import broadcast_object, gather_objects
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share

@@ -16,7 +16,8 @@ from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.flops import training_flops
 from ds_seq.config.model.section import Flops, LengthSums
-from ds_seq.data.batch import Batch, Seq2SeqInputs, TextInputs
+from ds_seq.data.batch import Batch, Seq2SeqInputs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.moe.output import RoutingStats
 from ds_seq.reports.metrics import Figures, LossSums
 from ds_seq.training.peak import peak_flops

@@ -157,8 +157,8 @@ def test_plugin_names_are_the_union_tags() -> None:
     names = plugin_names()
     assert names["optimizer"] == {"adam", "adamw", "adafactor", "sgd"}
     assert names["criterion"] == {"cross_entropy", "distillation", "minimum_risk", "model_and_base"}
-    assert names["task"] == {"translation"}
-    assert names["model"] == {"transformer", "huggingface"}
+    assert names["task"] == {"translation", "language_modeling"}
+    assert names["model"] == {"transformer", "huggingface", "decoder_only"}
     assert "external" not in set().union(*names.values())
 
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from ds_seq.config.flops import forward_flops
 from ds_seq.config.model import DecoderOnlyConfig
-from ds_seq.data.batch import text_batch
 from ds_seq.data.source import TokenBlock
+from ds_seq.data.text_batch import text_batch
 from ds_seq.models import build_model
 from ds_seq.text.tokenizer import Symbols
 
