@@ -264,8 +264,9 @@ class ExperimentConfig(Config):
                     )
         kinds = () if criterion.attention is None else criterion.attention.kinds
         for stack in STACKS:
-            if stack in kinds and self.model.retention_of(stack) is not None:
-                message = f"{stack} has no attention maps, as model.{stack}_mixer is retention"
+            if stack in kinds and not self.model.has_self_attention(stack):
+                mixer = self.model.mixer_of(stack).name
+                message = f"{stack} has no attention maps, as model.{stack}_mixer is {mixer}"
                 errors.append((f"{where}.attention.kinds", message))
         return errors
 

@@ -285,9 +285,10 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
 def _check_layers(name: str, teacher: ModelConfig, student: Student) -> None:
     """Check that the teacher has the layers and the attention maps to imitate."""
     for stack in STACKS:
-        if stack in student.attention_kinds and teacher.retention_of(stack) is not None:
+        if stack in student.attention_kinds and not teacher.has_self_attention(stack):
+            mixer = teacher.mixer_of(stack).name
             raise UserError(
-                f"teacher {name}: its {stack} has retention, so there are no attention maps to "
+                f"teacher {name}: its {stack} has {mixer}, so there are no attention maps to "
                 f"imitate; take {stack} out of criterion.attention.kinds"
             )
     for label, matched in (("hidden", student.hidden), ("attention", student.attention)):
