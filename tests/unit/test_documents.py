@@ -18,6 +18,7 @@ GUIDES = tuple(
     for name in (
         "ADAPTERS",
         "CONVOLUTIONS",
+        "CRITERIONS",
         "DISTILLATION",
         "EXPERTS",
         "RETENTION",
