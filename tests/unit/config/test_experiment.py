@@ -158,7 +158,7 @@ def test_plugin_names_are_the_union_tags() -> None:
     assert names["optimizer"] == {"adam", "adamw", "adafactor", "sgd"}
     assert names["criterion"] == {"cross_entropy", "distillation", "minimum_risk", "model_and_base"}
     assert names["task"] == {"translation"}
-    assert names["model"] == {"transformer"}
+    assert names["model"] == {"transformer", "huggingface"}
     assert "external" not in set().union(*names.values())
 
 
