@@ -5,10 +5,8 @@ Shapes: B batch, S source length, T target length, N real labels, D model width,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ds_seq.moe.output import MoeAux, RoutingStats
@@ -91,29 +89,3 @@ class ModelOutput(NamedTuple):
     """One per call of an MoE layer, encoder first; empty for a dense model."""
     layers: LayerOutputs | None = None
     """Hidden states and attention maps, if requested by `Capture`."""
-
-
-def sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Add up losses of the same name."""
-    total: dict[str, Tensor] = {}
-    for by_name in losses:
-        for name, loss in by_name.items():
-            total[name] = total[name] + loss if name in total else loss
-    return total
-
-
-def real_rows(mask: Tensor, count: int | None = None) -> Tensor:
-    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
-
-    Args:
-        mask: the mask.
-        count: N; None if unknown. Counting them makes the host wait for a GPU.
-    """
-    flat = mask.reshape(-1)
-    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
-    return found.squeeze(1)
-
-
-def layer_maps(result: StackResult, name: str) -> tuple[Tensor, ...]:
-    """Return the attention maps of one sub-layer, from all layers that have it."""
-    return tuple(maps[name] for maps in result.maps if name in maps)

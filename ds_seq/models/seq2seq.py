@@ -19,11 +19,8 @@ from ds_seq.models.output import (
     LayerOutputs,
     ModelOutput,
     StackResult,
-    layer_maps,
-    real_rows,
-    sum_losses,
 )
-from ds_seq.models.stack import Stack
+from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
