@@ -64,6 +64,7 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
     byte_fallback: bool,
     seed: int = 1,
     user_symbols: Sequence[str] = (),
+    control_symbols: Sequence[str] = (),
     num_threads: int = 4,
 ) -> bytes:
     """Train one SentencePiece model on all files together; see `_warn_of_skipped`.
@@ -81,6 +82,7 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
         byte_fallback: whether characters without a piece become UTF-8 bytes, 256 of the pieces.
         seed: seed of this sample.
         user_symbols: pieces that are never split, for example language tags.
+        control_symbols: pieces that no text contains, such as `<mask>`.
         num_threads: number of trainer threads. It affects the result, because sums depend on the
             order of addition; keep it fixed for reproducible files.
 
@@ -97,6 +99,7 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
         "character_coverage": character_coverage,
         "byte_fallback": byte_fallback,
         "user_defined_symbols": list(user_symbols),
+        "control_symbols": list(control_symbols),
         "num_threads": num_threads,
         # other rules replace special spaces, which leaves runs of them
         "remove_extra_whitespaces": normalization != IDENTITY,

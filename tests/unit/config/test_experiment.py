@@ -156,7 +156,7 @@ def test_plugin_names_are_the_union_tags() -> None:
     names = plugin_names()
     assert names["optimizer"] == {"adam", "adamw", "adafactor", "sgd"}
     assert names["criterion"] == {"cross_entropy", "distillation", "model_and_base"}
-    assert names["task"] == {"translation"}
+    assert names["task"] == {"translation", "denoising"}
     assert names["model"] == {"transformer"}
     assert "external" not in set().union(*names.values())
 
