@@ -75,7 +75,7 @@ class T5Config(NamedConfig):
     """Span corruption of T5: the target has the hidden spans only."""
 
     name: Literal["t5"] = Field(default="t5", description="Selects this noise.")
-    share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+    density: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         default=0.15, description="Share of the tokens that are in spans."
     )
     span_mean: _SpanMean = Field(default=3.0, description="Mean number of tokens of a span.")

@@ -64,6 +64,6 @@ def texts(data: DataConfig, tokenizers: Tokenizers, side: SideChoice | None, spl
 def _noise(config: DenoisingConfig, tokenizer: Tokenizer) -> Noise:
     noise = config.noise
     if isinstance(noise, T5Config):
-        return SpanNoise(noise.share, noise.span_mean, sentinel_ids(tokenizer)[: noise.sentinels])
+        return SpanNoise(noise.density, noise.span_mean, sentinel_ids(tokenizer)[: noise.sentinels])
     vocab = noise_vocab(tokenizer, noise.whole_words, noise.sentence_ends)
     return TextToRestore(TextNoise(*(vars(noise)[field] for field in TextNoise._fields)), vocab)

@@ -19,6 +19,7 @@ GUIDES = tuple(
         "ADAPTERS",
         "DISTILLATION",
         "EXPERTS",
+        "PRETRAINING",
         "RETENTION",
         "SUMMARIZATION",
         "TRAINING",
