@@ -14,6 +14,7 @@ from ds_seq.config.criterion import (
     CriterionConfig,
     CrossEntropyConfig,
     DistillationConfig,
+    MinimumRiskConfig,
     ModelAndBaseConfig,
 )
 from ds_seq.config.data import DataConfig
@@ -31,7 +32,6 @@ from ds_seq.config.task_checks import denoising_errors, metric_errors
 from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
-from ds_seq.errors import UserError
 from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
@@ -89,7 +89,9 @@ class ExperimentConfig(Config):
     def num_passes(self) -> int:
         """How often the model reads each batch in training."""
         _, criterion = self.base_criterion
-        return 2 if isinstance(criterion, CrossEntropyConfig) and criterion.r_drop else 1
+        if isinstance(criterion, CrossEntropyConfig | MinimumRiskConfig):
+            return criterion.num_passes
+        return 1
 
     @property
     def routes_by_language(self) -> bool:
@@ -358,41 +360,3 @@ class ExperimentConfig(Config):
                 )
             )
         return errors
-
-
-def on_world(config: ExperimentConfig, world_size: int) -> ExperimentConfig:
-    """Return an experiment with the `train.accumulate` that follows from the number of ranks.
-
-    Raises:
-        UserError: there are more ranks than batches in an update.
-    """
-    train = config.train
-    group, tokens = train.fixed_group, train.global_batch_tokens
-    if group is not None and group < world_size:
-        what = f"train.batches_per_update: {group} is less than the world size {world_size}"
-        more = ""
-        if tokens is not None:
-            what = (
-                f"train.global_batch_tokens: {tokens:,} are only {group} batch(es) of "
-                f"train.max_tokens {train.max_tokens:,} on {world_size} ranks"
-            )
-            more = ", lower train.max_tokens,"
-        raise UserError(
-            f"{what}, so ranks would have nothing to do; raise it{more} or start fewer ranks"
-        )
-    train = train.model_copy(update={"accumulate": train.accumulate_on(world_size)})
-    return config.model_copy(update={"train": train})
-
-
-def check_world(train: TrainConfig, world_size: int) -> None:
-    """Check that `train.expert_parallel` divides the number of ranks.
-
-    Raises:
-        UserError: it does not.
-    """
-    ranks = train.expert_parallel
-    if world_size % ranks:
-        raise UserError(
-            f"train.expert_parallel: {ranks} does not divide the world size {world_size}; start a "
-            f"multiple of {ranks} ranks or lower train.expert_parallel"
-        )
