@@ -1,4 +1,4 @@
-"""Text of one side or two: what a task, its data, its model and its metrics must agree on."""
+"""Text of one side or two: what a task, its data and its model must agree on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.data import DataConfig
 from ds_seq.config.task import BlockFields, LanguageModelingConfig, TaskConfig, TranslationConfig
-from ds_seq.names import LM_METRICS, PERPLEXITY
-from ds_seq.plugins import nearest
+from ds_seq.names import PERPLEXITY
 
 if TYPE_CHECKING:
     from ds_seq.config.experiment import ExperimentConfig
@@ -61,8 +60,3 @@ def _side_errors(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             yield "data.language", message + "instead of source_lang and target_lang"
         if model.name == "transformer":
             yield "model.name", "transformer has a source; a language model is decoder_only"
-        for name in config.validation.metrics:
-            if name not in LM_METRICS and ":" not in name:
-                known = ", ".join(LM_METRICS)
-                message = f"no metric {name!r}{nearest(name, LM_METRICS)}; there are {known}"
-                yield "validation.metrics", message

@@ -11,9 +11,11 @@ from ds_seq.config.base import (
     ExternalConfig,
     FieldErrors,
     NonNegativeInt,
+    all_defaults,
     plugin_tag,
 )
-from ds_seq.names import TextUnit
+from ds_seq.config.noise import NoiseConfig
+from ds_seq.names import SideChoice, TextUnit
 
 
 class TranslationConfig(Config):
@@ -65,9 +67,26 @@ class LanguageModelingConfig(BlockFields):
         return self
 
 
+class DenoisingConfig(Config):
+    """Pre-training of an encoder-decoder, which restores noisy text."""
+
+    name: Literal["denoising"] = Field(description="Selects this task.")
+    noise: NoiseConfig = Field(
+        default_factory=all_defaults,
+        description="The noise: `bart`, `mbart` or `t5`, with the settings of their papers, or one "
+        "of these names with other settings.",
+    )
+    side: SideChoice | None = Field(
+        default=None,
+        description="Side of pairs whose text is read; null for text of one side "
+        "(`data.language`).",
+    )
+
+
 TaskConfig = Annotated[
     Annotated[TranslationConfig, Tag("translation")]
     | Annotated[LanguageModelingConfig, Tag("language_modeling")]
+    | Annotated[DenoisingConfig, Tag("denoising")]
     | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("translation")),
 ]

@@ -48,8 +48,25 @@ class Dataset(Protocol):
         """N."""
 
 
+Key = tuple[int, int]
+"""Seed and epoch."""
+
+
 @runtime_checkable
-class InParts(Dataset, Protocol):
+class ChangingDataset(Dataset, Protocol):
+    """Examples that differ from epoch to epoch."""
+
+    def in_epoch(self, key: Key, stage: int = 0) -> Dataset:
+        """Return the examples as they are in an epoch.
+
+        Args:
+            key: seed and epoch.
+            stage: number of the stage of a mix, from 0.
+        """
+
+
+@runtime_checkable
+class InParts(ChangingDataset, Protocol):
     """Examples of several corpora, whose shares and changes may depend on the epoch."""
 
     parts: Any
@@ -59,12 +76,7 @@ class InParts(Dataset, Protocol):
     has_changing_lengths: bool
     """Whether lengths differ from epoch to epoch."""
 
-    def in_epoch(self, key: tuple[int, int], stage: int = 0) -> Dataset:
-        """Return the examples as they are in an epoch (seed, epoch) of a stage."""
-
-    def bounds(
-        self, key: tuple[int, int], indices: NDArray[np.integer], stage: int = 0
-    ) -> NDArray[np.integer]:
+    def bounds(self, key: Key, indices: NDArray[np.integer], stage: int = 0) -> NDArray[np.integer]:
         """Return upper bounds of the lengths (B, sides) of some examples; see `in_epoch`."""
 
     def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ds_seq.data.batch import Batch
 from ds_seq.data.corpora import Part
-from ds_seq.data.source import Source
+from ds_seq.data.source import Key, Source
 from ds_seq.data.text_batch import TextInputs, empty_text_batch, text_batch
-from ds_seq.data.text_blocks import Key, TextBlocks
+from ds_seq.data.text_blocks import TextBlocks
 from ds_seq.names import TextUnit
 from ds_seq.text.tokenizer import Symbols
 

@@ -16,12 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_seq.data.source import Source, TokenBlock
+from ds_seq.data.source import Key, Source, TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.names import TextUnit
-
-Key = tuple[int, int]
-"""Seed and epoch."""
 
 
 class TextBlock(NamedTuple):
