@@ -34,7 +34,8 @@ from ds_seq.config.optim import (
     PolynomialConfig,
     SchedulerConfig,
 )
-from ds_seq.config.task import TaskConfig, TranslationConfig
+from ds_seq.config.task import DenoisingConfig, TaskConfig
+from ds_seq.config.task_checks import denoising_errors, metric_errors
 from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
@@ -132,6 +133,7 @@ class ExperimentConfig(Config):
             ({"train", "model"}, self._adapter_errors),
             ({"model", "data"}, self._adapter_tag_errors),
             ({"train", "data"}, self._validation_errors),
+            ({"task", "data"}, self._task_errors),
         )
         errors = [error for reads, check in checks if not reads & stand_ins for error in check()]
         if errors:
@@ -272,6 +274,11 @@ class ExperimentConfig(Config):
             if tag not in known
         ]
 
+    def _task_errors(self) -> list[tuple[str, str]]:
+        if isinstance(self.task, DenoisingConfig):
+            return list(denoising_errors(self.task, self.data))
+        return []
+
     def _stage_errors(self, known: list[str], why: str) -> Iterator[tuple[str, str]]:
         for number, stage in enumerate(self.data.mixing.stages):
             metric = None if stage.until is None else stage.until.metric
@@ -284,16 +291,7 @@ class ExperimentConfig(Config):
         if self.train.validate_every is None:
             return list(self._stage_errors([], "train.validate_every is null"))
         errors = list(self._stage_errors([*metrics, LOSS], "it is not in validation.metrics"))
-        if isinstance(self.task, TranslationConfig):  # other tasks may define their own metrics
-            errors += [
-                (
-                    "validation.metrics",
-                    f"no metric {name!r}{nearest(name, TEXT_METRICS)}; there are "
-                    f"{', '.join(TEXT_METRICS)}, or `package.module:Name`",
-                )
-                for name in metrics
-                if name not in TEXT_METRICS and ":" not in name
-            ]
+        errors += metric_errors(self.task, metrics)
         if best != LOSS and best not in metrics:
             known = ", ".join(metrics) or "empty"
             errors.append(

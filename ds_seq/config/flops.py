@@ -3,7 +3,8 @@
 Counted as in PaLM (Chowdhery et al. 2022, appendix B): 2 per weight and token forward, twice that
 backward, and products of queries, keys and values in full, masked ones included. What is computed a
 second time (activation checkpointing) and padding do not count. Of experts, those that a token
-chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given.
+chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given. Of a
+convolution, the tokens under a kernel count, not the zeros of its bands.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """
@@ -56,6 +57,8 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
             states, pair = _retained(model, retention, causal=stack == "decoder")
             own[stack] += model.calls_of(stack) * states
             pairs[stack] = model.calls_of(stack) * pair
+        elif not model.has_self_attention(stack):
+            pairs[stack] = 0
     sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
     moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
     moved += model.calls_of("decoder") * _changes_of_source(model)
@@ -102,6 +105,11 @@ def _per_token(model: TransformerConfig, stack: Stack) -> int:
     each = attention + _adapter(model, stack)
     counts = model.expert_counts(stack)
     count = sum(each + _feed_forward(model, n) + _change(model, stack, n) for n in counts)
+    count += model.kernel_maps(model.d_model, stack, model.layers_of(stack))
+    convolution = model.convolution_of(stack)
+    if convolution is not None:  # each weight of a kernel multiplies the channels of its head
+        sizes = convolution.sizes(model.layers_of(stack))
+        count += sum(sizes) * convolution.channels(model.d_model)
     return model.repeats_of(stack) * (count - model.pruned_weights(model.d_model, stack))
 
 

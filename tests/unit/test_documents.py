@@ -17,9 +17,11 @@ GUIDES = tuple(
     f"docs/{name}.md"
     for name in (
         "ADAPTERS",
+        "CONVOLUTIONS",
         "CRITERIONS",
         "DISTILLATION",
         "EXPERTS",
+        "PRETRAINING",
         "RETENTION",
         "SUMMARIZATION",
         "TRAINING",
