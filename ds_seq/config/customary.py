@@ -126,6 +126,8 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "decoder-retention-heads decoder-value-embed-dim"),
         Row("model.decoder_mixer: {name: retention, chunk_size: ...}",
             "chunkwise-recurrent recurrent-chunk-size"),
+        Row("model.encoder_mixer: {name: dilated, segment_lengths: [...], dilations: [...]}",
+            "segment-length dilated-ratio"),
         Row("model.embedding_dim", "encoder-factorized-embed-dim decoder-factorized-embed-dim", "",
             "", "lemma-dim-emb", "embedding_size"),
         Row("model.embedding_scale", "no-scale-embedding", "scale_embedding"),

@@ -19,6 +19,7 @@ GUIDES = tuple(
         "ADAPTERS",
         "DISTILLATION",
         "EXPERTS",
+        "LONG_INPUTS",
         "RETENTION",
         "SUMMARIZATION",
         "TRAINING",

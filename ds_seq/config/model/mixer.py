@@ -1,4 +1,4 @@
-"""The layers that mix information between tokens: attention, retention."""
+"""The layers that mix information between tokens: attention, dilated attention, retention."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from ds_seq.config.base import SHORT_FORM, NamedConfig, Probability, plugin_tag
+from ds_seq.config.model.dilated import DilatedConfig
 from ds_seq.config.model.heads import HeadCounts, PrunedHeadsConfig
 from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.retention import RetentionConfig
@@ -26,6 +27,7 @@ class AttentionMixerConfig(NamedConfig):
 
 MixerConfig = Annotated[
     Annotated[AttentionMixerConfig, Tag("attention")]
+    | Annotated[DilatedConfig, Tag("dilated")]
     | Annotated[RetentionConfig, Tag("retention")],
     Discriminator(plugin_tag("attention")),
     SHORT_FORM,
@@ -81,6 +83,11 @@ class MixerFields(LinearFields):
         mixer = self.encoder_mixer if stack == "encoder" else self.decoder_mixer
         return mixer if isinstance(mixer, RetentionConfig) else None
 
+    def dilated_of(self, stack: Stack) -> DilatedConfig | None:
+        """Return the dilated attention of a stack; None if it has another mixer."""
+        mixer = self.encoder_mixer if stack == "encoder" else self.decoder_mixer
+        return mixer if isinstance(mixer, DilatedConfig) else None
+
     def retention_errors(self, d_model: int) -> list[tuple[str, str]]:
         """Return settings of retention that do not fit the model as (field, message) pairs."""
         errors = []
@@ -93,10 +100,13 @@ class MixerFields(LinearFields):
             if self.pruned_heads is not None and any(getattr(self.pruned_heads, stack)):
                 message = f"there is no self-attention in this stack ({stack}_mixer: retention)"
                 errors.append((f"pruned_heads.{stack}", message))
-        if self.attention_window is not None and all(map(self.retention_of, STACKS)):
-            message = "no stack has self-attention, and retention has no window; set it to null"
-            errors.append(("attention_window", message))
+        if self.attention_window is not None and all(map(self._is_windowless, STACKS)):
+            message = "no stack has plain self-attention, and other mixers have no window"
+            errors.append(("attention_window", f"{message}; set it to null"))
         return errors
+
+    def _is_windowless(self, stack: Stack) -> bool:
+        return bool(self.retention_of(stack) or self.dilated_of(stack))
 
     def head_width(self, d_model: int) -> int:
         """Return the width of an attention head of a model of width `d_model`."""

@@ -21,7 +21,7 @@ from ds_seq.config.model.positions import PositionFields
 from ds_seq.config.model.presets import PresetFields
 from ds_seq.config.model.residual import ResidualFields
 from ds_seq.config.model.stack import StackFields
-from ds_seq.names import LoraModule, Stack
+from ds_seq.names import BIASED_POSITIONS, LoraModule, Stack
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,11 @@ class TransformerConfig(TransformerFields):
         return self.lora_errors(self.linear.packed_bits is None, self.moe is not None)
 
     def _position_errors(self) -> list[tuple[str, str]]:
+        dilated = [stack for stack in self.stacks if self.dilated_of(stack)]
+        if dilated and self.positions.name in BIASED_POSITIONS:
+            message = f"{self.positions.name} is a bias of all pairs of tokens, which dilated "
+            message += f"attention ({dilated[0]}_mixer) does not compute; use rotary, xpos, "
+            return [("positions", message + "sinusoidal, learned or none")]
         if any(not self.retention_of(stack) for stack in self.stacks):
             return self.positions.errors(self.d_model, self.head_width(self.d_model))
         if self.positions.name == "none":

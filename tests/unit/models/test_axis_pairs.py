@@ -21,6 +21,7 @@ VOCAB = 23
 MOE = {"num_experts": 2, "every": 1, "capacity_factor": None}
 _MAPS = ("query", "key", "value", "output", "up", "down")
 _LONGER = {"name": "rotary", "factor": 2.0}
+DILATED = {"name": "dilated", "segment_lengths": [2, 5], "dilations": [1, 2]}
 AXES: dict[str, dict[str, dict[str, Any]]] = {
     "norm": {"rms": {"norm": "rms"}},
     "norm_position": {
@@ -39,10 +40,12 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     | {"yarn": {"positions": {**_LONGER, "scaling": "yarn", "original_length": 16}}}
     | {"ntk": {"positions": {**_LONGER, "scaling": "ntk"}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
-    "encoder mixer": {
-        "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}}
+    "mixer": {  # both stacks with retention need no positions, see `test_axes.py`
+        "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}},
+        "retention": {"decoder_mixer": "retention"},
+        "dilated before": {"encoder_mixer": DILATED},
+        "dilated": {"encoder_mixer": DILATED, "decoder_mixer": DILATED},
     },
-    "decoder mixer": {"retention": {"decoder_mixer": "retention"}},
     "head width": {"head width": {"head_dim": 6}},
     "bias": {"no biases": {"linear_bias": False}},
     "output bias": {"output bias": {"output_bias": True}},
@@ -84,7 +87,8 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
 _LORA = ("lora", "stable")
 REFUSED = {
     "pruned": ("subln", "shared", "one", "retention before", *_LORA),
-    "retention": ("retention before",),  # unless there are no positions, see `test_axes.py`
+    "dilated before": ("alibi", "buckets"),
+    "dilated": ("alibi", "buckets", "window"),
     **dict.fromkeys(("ternary", "binary", "multiway", "multiway encoder"), _LORA),
 }
 """Values that cannot go with others."""
