@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     elif costs is not None:
         print(_json_report(config, more_notes, costs), end="")
     else:
-        raise UserError(f"--json: the costs of the external model {config.model.name} are unknown")
+        raise UserError(f"--json: the costs of model.name {config.model.name} are unknown")
     errors = [*needs.errors, *shards.errors]
     if not arguments.elsewhere:
         errors += _metric_errors(config)

@@ -31,7 +31,7 @@ from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
 from ds_seq.errors import UserError
-from ds_seq.names import ADAPTERS, BASE, LOSS, STACKS, TEXT_METRICS
+from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
@@ -249,6 +249,11 @@ class ExperimentConfig(Config):
                     "in data.vocab.user_symbols, such as [<de>, <fr>]",
                 )
             )
+        return errors + self._imitation_errors(where, criterion)
+
+    def _imitation_errors(self, where: str, criterion: DistillationConfig) -> list[tuple[str, str]]:
+        """Return what the layers of the model do not have of what is to be imitated."""
+        errors = []
         for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
             if section is None:
                 continue
@@ -263,10 +268,12 @@ class ExperimentConfig(Config):
                         )
                     )
         kinds = () if criterion.attention is None else criterion.attention.kinds
-        for stack in STACKS:
-            if stack in kinds and self.model.retention_of(stack) is not None:
-                message = f"{stack} has no attention maps, as model.{stack}_mixer is retention"
-                errors.append((f"{where}.attention.kinds", message))
+        for kind in (each for each in kinds if each not in self.model.attention_maps):
+            message = f"{kind} has no attention maps in the layers of this model"
+            errors.append((f"{where}.attention.kinds", message))
+        if criterion.hidden is not None and self.model.state_width is None:
+            message = f"model.name {self.model.name} returns no hidden states; use null"
+            errors.append((f"{where}.hidden", message))
         return errors
 
     def _weight_errors(self) -> list[tuple[str, str]]:

@@ -12,47 +12,17 @@ Shapes: `S` source tokens and `T` target tokens of a sentence.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ds_seq.config.model.dilated import DilatedConfig
 from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.router import ExternalRouterConfig
+from ds_seq.config.model.section import Flops, OtherModel
 from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.names import ATTENTION_KINDS, GATED_ACTIVATIONS, AttentionKind, Stack
 
 _FORWARD_AND_BACKWARD = 3
 
 
-class TrainingFlops(NamedTuple):
-    """Operations of a forward pass, or of forward and backward, by what they grow with."""
-
-    per_source: float
-    """Per source token: encoder, and keys and values of the decoder's attention to it."""
-    per_target: float
-    """Per target token: decoder and output projection."""
-    per_source_pair: float
-    """Per pair of source tokens of a sentence, `S * S`."""
-    per_target_pair: float
-    """Per pair of target tokens of a sentence, `T * T`."""
-    per_cross_pair: float
-    """Per source and target token of a sentence, `S * T`."""
-
-    def of(self, sums: LengthSums) -> float:
-        """Return the operations for sentences with these sums of lengths."""
-        return sum(each * count for each, count in zip(self, sums, strict=True))
-
-
-class LengthSums(NamedTuple):
-    """Sums over sentences, in the order of `TrainingFlops`."""
-
-    source: float
-    target: float
-    source_squared: float
-    target_squared: float
-    product: float
-
-
-def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> TrainingFlops | None:
+def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> Flops | None:
     """Return the operations of forward and backward of a model; None for one from outside ds_seq.
 
     Args:
@@ -63,18 +33,22 @@ def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> Train
     forward = forward_flops(model, vocab_size)
     if forward is None:
         return None
-    return TrainingFlops(*(num_passes * _FORWARD_AND_BACKWARD * each for each in forward))
+    return Flops(*(num_passes * _FORWARD_AND_BACKWARD * each for each in forward))
 
 
-def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
+def forward_flops(model: object, vocab_size: int) -> Flops | None:
     """Return the operations of a forward pass; None for a model from outside ds_seq.
 
     Args:
         model: the `model` section.
         vocab_size: size of the vocabulary of the target.
     """
-    if not isinstance(model, TransformerConfig):
-        return None
+    if isinstance(model, OtherModel):
+        return model.forward_flops(vocab_size)
+    return _of_transformer(model, vocab_size) if isinstance(model, TransformerConfig) else None
+
+
+def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
     d, head = model.d_model, model.head_width(model.d_model)
     own = {stack: _per_token(model, stack) for stack in model.stacks}
     heads = {kind: _heads(model, kind) for kind in ATTENTION_KINDS}
@@ -97,7 +71,7 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     output = vocab_size * d
     if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
-    return TrainingFlops(
+    return Flops(
         2 * (own["encoder"] + factor + moved),
         2 * (own["decoder"] + factor + output - moved),
         pairs["encoder"],

@@ -86,7 +86,8 @@ class Segments(NamedTuple):
     heads: Tensor
     """(H,) int64, numbers of the heads."""
     causal: bool
-    dropout: float = 0.0
+    dropout: float
+    """Probability of dropping a weight."""
 
     def parts(self, length: int) -> Iterator[_Part]:
         """Yield the segments of a text; the last ones may be shorter than the others."""
@@ -257,7 +258,7 @@ class DilatedAttention(SelfAttention):
         query, key, value = self._project(x, 0, x.size(1), ways)
         memory = KeyValue(key, value)
         dropout = self.dropout if self.training else 0.0
-        segments = self._segments(x)._replace(dropout=dropout)
+        segments = self._segments(x, dropout)
         if context.with_maps:
             places = torch.arange(x.size(1), device=x.device)
             bias = segments.bias(places, places).to(x.dtype)
@@ -281,13 +282,13 @@ class DilatedAttention(SelfAttention):
         query, key, value = self._project(x, past.length, 1, context.ways)
         memory = KeyValue(*past.append(key, value))
         keys = past.key_positions
-        bias = self._segments(x).bias(keys.new_tensor([past.length]), keys).to(x.dtype)
+        bias = self._segments(x, 0.0).bias(keys.new_tensor([past.length]), keys).to(x.dtype)
         if past.mask is not None:
             bias = bias + past.mask
         return self._joined(attend(query, memory, bias, dropout=0.0), context.ways)
 
-    def _segments(self, like: Tensor) -> Segments:
+    def _segments(self, like: Tensor, dropout: float) -> Segments:
         heads = self.kept_heads
         if heads is None:
             heads = torch.arange(self.num_heads, device=like.device)
-        return Segments(self.pairs, heads, self.causal)
+        return Segments(self.pairs, heads, self.causal, dropout)

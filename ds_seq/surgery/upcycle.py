@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import ModelConfig, OtherModel
 from ds_seq.errors import UserError
 from ds_seq.modules.activations import find_activation
 from ds_seq.modules.feed_forward import FeedForward
@@ -265,9 +265,14 @@ def _add_noise(experts: Experts, noise: float) -> None:
 def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
     """Refuse weights whose shapes fit but whose meaning differs."""
     if theirs.name != ours.name:
+        if isinstance(theirs, OtherModel) or isinstance(ours, OtherModel):
+            raise UserError(
+                f"train.init_from: {run} is a model of name {theirs.name}, the experiment has "
+                f"model.name {ours.name}; none of its tensors has a place there"
+            )
         return
     old, new = _meaning(theirs), _meaning(ours)
-    for key in _SHAPELESS:
+    for key in ours.shapeless if isinstance(ours, OtherModel) else _SHAPELESS:
         is_start = (key, old[key]) in _STARTING_POINTS or _begins_dilated(key, theirs, ours)
         if old[key] != new[key] and not is_start:
             raise UserError(
@@ -288,7 +293,7 @@ def _meaning(model: ModelConfig) -> dict[str, Any]:
     """Return the settings of a model without how retention is computed, which is all the same."""
     settings = model.model_dump()
     for stack in STACKS:
-        mixer = settings[f"{stack}_mixer"]
+        mixer = settings.get(f"{stack}_mixer")
         if isinstance(mixer, dict):  # of one without options, the dump is its name
             mixer.pop("chunk_size", None)
     return settings

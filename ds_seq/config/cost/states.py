@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from ds_seq.config.cost.batch import WIDTH
 from ds_seq.config.deepspeed import zero_stage
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.model.transformer import ModelSize
+from ds_seq.config.model.section import ModelSize
+from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 
 _FLOAT = 4
@@ -112,29 +113,32 @@ class States:
     stepping: float = 0.0
 
 
-def parameters(config: ExperimentConfig, size: ModelSize, layout: Layout, limit: int) -> Parameters:
+def parameters(
+    config: ExperimentConfig, model: TransformerConfig, size: ModelSize, layout: Layout, limit: int
+) -> Parameters:
     """Return the numbers of parameters of one device.
 
     Args:
         config: the experiment.
-        size: size of its model.
+        model: its model.
+        size: size of the model.
         layout: where it runs.
         limit: largest parameter that stage 3 leaves whole.
     """
-    model, vocab = config.model, config.data.vocab.target_side.size
+    vocab = config.data.vocab.target_side.size
     table = vocab * (model.embedding_dim or model.d_model)
     dense = size.total - size.experts
     return Parameters(
         dense,
         size.experts / layout.expert_parallel,
-        _small(config, dense, limit),
+        _small(config, model, dense, limit),
         table,
     )
 
 
-def _small(config: ExperimentConfig, dense: int, limit: int) -> float:
+def _small(config: ExperimentConfig, model: TransformerConfig, dense: int, limit: int) -> float:
     """Return how many of the dense parameters are in tensors of at most `limit` numbers."""
-    model, vocab = config.model, config.data.vocab
+    vocab = config.data.vocab
     d, head = model.d_model, model.head_width(model.d_model)
     if limit < d:  # not even biases and norms
         return 0.0

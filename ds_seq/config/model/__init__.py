@@ -6,7 +6,8 @@ fields, checks and parameter count. In an experiment file, all fields are in one
 
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig
-from ds_seq.config.model.transformer import ModelSize, TransformerConfig
+from ds_seq.config.model.section import ModelSize, OtherModel
+from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.config.model.union import ExternalModelConfig, ModelConfig
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ExternalRouterConfig",
     "ModelConfig",
     "ModelSize",
+    "OtherModel",
     "MoeConfig",
     "TransformerConfig",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -20,28 +19,9 @@ from ds_seq.config.model.norm import NormFields
 from ds_seq.config.model.positions import PositionFields
 from ds_seq.config.model.presets import PresetFields
 from ds_seq.config.model.residual import ResidualFields
+from ds_seq.config.model.section import ModelSize
 from ds_seq.config.model.stack import StackFields
-from ds_seq.names import BIASED_POSITIONS, LoraModule, Stack
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """How many parameters a model has.
-
-    Attributes:
-        total: all parameters.
-        active: parameters used per token: K of each layer's E experts count.
-        experts: parameters of experts, which expert parallelism divides over ranks.
-    """
-
-    total: int
-    active: int
-    experts: int = 0
-
-    def __add__(self, other: ModelSize) -> ModelSize:
-        return ModelSize(
-            self.total + other.total, self.active + other.active, self.experts + other.experts
-        )
+from ds_seq.names import BIASED_POSITIONS, AttentionKind, LoraModule, Stack
 
 
 # Fields are listed in the order of the bases, from the last to the first.
@@ -72,6 +52,17 @@ class TransformerFields(
     def field_errors(self) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
         return self.moe_errors()
+
+    @property
+    def state_width(self) -> int:
+        """Width of the states of the layers."""
+        return self.d_model
+
+    @property
+    def attention_maps(self) -> tuple[AttentionKind, ...]:
+        """The kinds of attention that layers have: retention has no maps."""
+        own = [stack for stack in self.stacks if self.retention_of(stack) is None]
+        return (*own, "cross")
 
 
 class TransformerConfig(TransformerFields):

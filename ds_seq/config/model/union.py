@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from ds_seq.config.base import ExternalName, plugin_tag
 from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
+from ds_seq.errors import UserError
 
 
 class ExternalModelConfig(TransformerFields):
@@ -31,3 +32,21 @@ ModelConfig = Annotated[
     | Annotated[ExternalModelConfig, Tag("external")],
     Discriminator(plugin_tag("transformer")),
 ]
+
+
+def with_layers(model: ModelConfig, where: str = "model.name") -> TransformerFields:
+    """Return the section of a model whose Transformer layers are to be chosen or changed.
+
+    Args:
+        model: the section.
+        where: what names the model, for messages.
+
+    Raises:
+        UserError: the model is not made of Transformer layers.
+    """
+    if isinstance(model, TransformerFields):
+        return model
+    raise UserError(
+        f"{where}: {model.name} has no Transformer layers to choose, copy or change; only name: "
+        "transformer has"
+    )

@@ -9,8 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ds_seq.config.flops import LengthSums, forward_flops, training_flops
+from ds_seq.config.flops import forward_flops, training_flops
 from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model.section import LengthSums
 from ds_seq.models import build_model
 from tests.batches import batch_of
 
