@@ -14,6 +14,7 @@ from ds_seq.config.criterion import (
     CriterionConfig,
     CrossEntropyConfig,
     DistillationConfig,
+    MinimumRiskConfig,
     ModelAndBaseConfig,
 )
 from ds_seq.config.data import DataConfig
@@ -26,11 +27,11 @@ from ds_seq.config.optim import (
     PolynomialConfig,
     SchedulerConfig,
 )
-from ds_seq.config.task import TaskConfig, TranslationConfig
+from ds_seq.config.task import DenoisingConfig, TaskConfig
+from ds_seq.config.task_checks import denoising_errors, metric_errors
 from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
-from ds_seq.errors import UserError
 from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
@@ -88,7 +89,9 @@ class ExperimentConfig(Config):
     def num_passes(self) -> int:
         """How often the model reads each batch in training."""
         _, criterion = self.base_criterion
-        return 2 if isinstance(criterion, CrossEntropyConfig) and criterion.r_drop else 1
+        if isinstance(criterion, CrossEntropyConfig | MinimumRiskConfig):
+            return criterion.num_passes
+        return 1
 
     @property
     def routes_by_language(self) -> bool:
@@ -116,6 +119,7 @@ class ExperimentConfig(Config):
             ({"train", "model"}, self._adapter_errors),
             ({"model", "data"}, self._adapter_tag_errors),
             ({"train", "data"}, self._validation_errors),
+            ({"task", "data"}, self._task_errors),
         )
         errors = [error for reads, check in checks if not reads & stand_ins for error in check()]
         if errors:
@@ -318,6 +322,11 @@ class ExperimentConfig(Config):
             if tag not in known
         ]
 
+    def _task_errors(self) -> list[tuple[str, str]]:
+        if isinstance(self.task, DenoisingConfig):
+            return list(denoising_errors(self.task, self.data))
+        return []
+
     def _stage_errors(self, known: list[str], why: str) -> Iterator[tuple[str, str]]:
         for number, stage in enumerate(self.data.mixing.stages):
             metric = None if stage.until is None else stage.until.metric
@@ -330,16 +339,7 @@ class ExperimentConfig(Config):
         if self.train.validate_every is None:
             return list(self._stage_errors([], "train.validate_every is null"))
         errors = list(self._stage_errors([*metrics, LOSS], "it is not in validation.metrics"))
-        if isinstance(self.task, TranslationConfig):  # other tasks may define their own metrics
-            errors += [
-                (
-                    "validation.metrics",
-                    f"no metric {name!r}{nearest(name, TEXT_METRICS)}; there are "
-                    f"{', '.join(TEXT_METRICS)}, or `package.module:Name`",
-                )
-                for name in metrics
-                if name not in TEXT_METRICS and ":" not in name
-            ]
+        errors += metric_errors(self.task, metrics)
         if best != LOSS and best not in metrics:
             known = ", ".join(metrics) or "empty"
             errors.append(
@@ -360,41 +360,3 @@ class ExperimentConfig(Config):
                 )
             )
         return errors
-
-
-def on_world(config: ExperimentConfig, world_size: int) -> ExperimentConfig:
-    """Return an experiment with the `train.accumulate` that follows from the number of ranks.
-
-    Raises:
-        UserError: there are more ranks than batches in an update.
-    """
-    train = config.train
-    group, tokens = train.fixed_group, train.global_batch_tokens
-    if group is not None and group < world_size:
-        what = f"train.batches_per_update: {group} is less than the world size {world_size}"
-        more = ""
-        if tokens is not None:
-            what = (
-                f"train.global_batch_tokens: {tokens:,} are only {group} batch(es) of "
-                f"train.max_tokens {train.max_tokens:,} on {world_size} ranks"
-            )
-            more = ", lower train.max_tokens,"
-        raise UserError(
-            f"{what}, so ranks would have nothing to do; raise it{more} or start fewer ranks"
-        )
-    train = train.model_copy(update={"accumulate": train.accumulate_on(world_size)})
-    return config.model_copy(update={"train": train})
-
-
-def check_world(train: TrainConfig, world_size: int) -> None:
-    """Check that `train.expert_parallel` divides the number of ranks.
-
-    Raises:
-        UserError: it does not.
-    """
-    ranks = train.expert_parallel
-    if world_size % ranks:
-        raise UserError(
-            f"train.expert_parallel: {ranks} does not divide the world size {world_size}; start a "
-            f"multiple of {ranks} ranks or lower train.expert_parallel"
-        )

@@ -5,7 +5,8 @@ backward, and products of queries, keys and values in full, masked ones included
 second time (activation checkpointing) and padding do not count. Of experts, those that a token
 chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given. In
 dilated attention, texts count as one segment where segments are as long as `max_positions`, and as
-many whole ones where they are shorter.
+many whole ones where they are shorter. Of a convolution, the tokens under a kernel count, not the
+zeros of its bands.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """
@@ -59,6 +60,8 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
             states, pair = _retained(model, retention, causal=stack == "decoder")
             own[stack] += model.calls_of(stack) * states
             pairs[stack] = model.calls_of(stack) * pair
+        elif not model.has_self_attention(stack):
+            pairs[stack] = 0
         dilated = model.dilated_of(stack)
         if dilated is not None:
             keys, share = _seen(model, dilated)
@@ -124,6 +127,11 @@ def _per_token(model: TransformerConfig, stack: Stack) -> int:
     each = attention + _adapter(model, stack)
     counts = model.expert_counts(stack)
     count = sum(each + _feed_forward(model, n) + _change(model, stack, n) for n in counts)
+    count += model.kernel_maps(model.d_model, stack, model.layers_of(stack))
+    convolution = model.convolution_of(stack)
+    if convolution is not None:  # each weight of a kernel multiplies the channels of its head
+        sizes = convolution.sizes(model.layers_of(stack))
+        count += sum(sizes) * convolution.channels(model.d_model)
     return model.repeats_of(stack) * (count - model.pruned_weights(model.d_model, stack))
 
 

@@ -40,9 +40,11 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     | {"yarn": {"positions": {**_LONGER, "scaling": "yarn", "original_length": 16}}}
     | {"ntk": {"positions": {**_LONGER, "scaling": "ntk"}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
-    "mixer": {  # both stacks with retention need no positions, see `test_axes.py`
+    "mixer": {  # two mixers other than attention are in `test_axes.py`
         "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}},
         "retention": {"decoder_mixer": "retention"},
+        "convolution before": {"encoder_mixer": {"name": "dynamic_convolution", "width": 8}},
+        "convolution": {"decoder_mixer": {"name": "lightweight_convolution", "glu": False}},
         "dilated before": {"encoder_mixer": DILATED},
         "dilated": {"encoder_mixer": DILATED, "decoder_mixer": DILATED},
     },
@@ -84,20 +86,25 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "repeats": {"repeats": {"encoder_repeats": 3, "decoder_repeats": 2}},
     "recomputed": {"recomputed": {"activation_checkpointing": True}},
 }
+_OTHER_ENCODERS = ("retention before", "convolution before")
 _LORA = ("lora", "stable")
 REFUSED = {
-    "pruned": ("subln", "shared", "one", "retention before", *_LORA),
+    "pruned": ("subln", "shared", "one", *_OTHER_ENCODERS, *_LORA),
     "dilated before": ("alibi", "buckets"),
     "dilated": ("alibi", "buckets", "window"),
     **dict.fromkeys(("ternary", "binary", "multiway", "multiway encoder"), _LORA),
 }
 """Values that cannot go with others."""
+APART = {frozenset(("retention", "convolution before"))} | {
+    frozenset(("convolution", encoder)) for encoder in _OTHER_ENCODERS
+}
+"""Mixers of both stacks leave no self-attention to go with other values: see `test_axes.py`."""
 
 FIELDS = dict(chain.from_iterable(values.items() for values in AXES.values()))
 NAMES = {axis: list(values) for axis, values in AXES.items()}
 PAIRS = all_pairs(NAMES)
 REFUSED_PAIRS = {frozenset((one, other)) for one, others in REFUSED.items() for other in others}
-ROWS = covering_rows(NAMES, REFUSED_PAIRS)
+ROWS = covering_rows(NAMES, REFUSED_PAIRS | APART)
 
 
 def _settings(names: tuple[str, ...]) -> dict[str, Any]:

@@ -53,6 +53,11 @@ CASES: tuple[dict[str, Any], ...] = (
     },
     {"encoder_mixer": DILATED, "decoder_mixer": DILATED, "attention_dropout": 0.1},
     {"decoder_mixer": DILATED, "positions": "rotary", "num_kv_heads": 2},
+    {
+        "encoder_mixer": {"name": "lightweight_convolution", "weight_dropout": 0.1},
+        "decoder_mixer": {"name": "dynamic_convolution", "input_dropout": 0.1, "width": 128},
+        "linear": "bitnet",
+    },
     {"adapters": {"ids": ["a", "b"], "active": "b"}},
     {"adapters": {"ids": ["a"], "active": "a", "gate": True, "norm": "last"}, "activation": "gelu"},
     {"lora": {"rank": 32, "modules": ["query", "output", "up", "down"], "dropout": 0.1}},
