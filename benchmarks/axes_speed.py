@@ -28,8 +28,9 @@ from profiled import peak_activation_bytes
 from torch import Tensor
 from turns import Rounds, take_turns
 
-from ds_seq.config.flops import LengthSums, training_flops
+from ds_seq.config.flops import training_flops
 from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model.section import LengthSums
 from ds_seq.criterions.cross_entropy import smoothed_cross_entropy
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.environment import keep_freed_memory

@@ -93,6 +93,8 @@ Strategy = Literal[
     "word_level", "word_seq_level", "batch_level", "global_level", "global_language_wise"
 ]
 Divergence = Literal["forward_kl", "reverse_kl", "js", "tv"]
+CandidateSearch = Literal["sampling", "beam"]
+"""Where the candidates of minimum risk training come from."""
 LayerMatch = Literal["supervise", "copy", "even"]
 Projection = Literal["none", "learned"]
 HIDDEN_PROJECTION = "hidden_projection"

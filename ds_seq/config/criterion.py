@@ -21,6 +21,7 @@ from ds_seq.names import (
     BASE,
     ROUTER_LOSSES,
     AttentionKind,
+    CandidateSearch,
     Divergence,
     LayerMatch,
     Precision,
@@ -28,6 +29,7 @@ from ds_seq.names import (
     Smoothing,
     Stack,
     Strategy,
+    UtilityName,
 )
 from ds_seq.plugins import nearest
 
@@ -56,6 +58,65 @@ class CrossEntropyConfig(Config):
         "dropout (R-Drop, arXiv:2106.14448; 5 there for translation); 0: one pass. Training takes "
         "about twice the time per batch.",
     )
+
+    @property
+    def num_passes(self) -> int:
+        """How often the model reads each batch in training."""
+        return 2 if self.r_drop else 1
+
+
+class MinimumRiskConfig(Config):
+    """Minimum risk training: the expected error of candidates that the model itself generates.
+
+    Shen et al., 2016, arXiv:1512.02433; Edunov et al., 2018, arXiv:1711.04956.
+    """
+
+    name: Literal["minimum_risk"] = Field(
+        default="minimum_risk", description="Selects this criterion."
+    )
+    metric: UtilityName = Field(
+        default="bleu",
+        description="Error of a candidate: 1 minus this sentence score of sacreBLEU (`bleu`, "
+        "`chrf`), on plain text.",
+    )
+    candidates: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=8,
+        description="Number of candidates per sentence; equal ones count once. A batch takes about "
+        "this many times the memory of a batch of cross entropy.",
+    )
+    search: CandidateSearch = Field(
+        default="sampling",
+        description="How candidates are found: drawn from the model (`sampling`), or the best of a "
+        "beam search (`beam`).",
+    )
+    temperature: Temperature = Field(
+        default=1.0, description="Divides the logits of which candidates are drawn."
+    )
+    sharpness: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
+        default=0.005,
+        description="Exponent of the candidates' probabilities before they are normalized; 0.005 "
+        "in Shen et al., 1 in Edunov et al.",
+    )
+    include_reference: bool = Field(
+        default=False, description="Whether the reference is one more candidate."
+    )
+    ce_weight: Probability = Field(
+        default=0.0,
+        description="Weight w of the cross entropy of the reference in w * ce + (1 - w) * risk; "
+        "0 leaves it out.",
+    )
+    label_smoothing: Probability = Field(
+        default=0.1, description="Probability mass taken from the correct token, for `ce_weight`."
+    )
+    smoothing: Smoothing = Field(
+        default="fairseq",
+        description="Tokens that share this mass: all others (`fairseq`) or all (`torch`).",
+    )
+
+    @property
+    def num_passes(self) -> int:
+        """Most targets per source that the model reads in training."""
+        return self.candidates + int(self.include_reference or self.ce_weight > 0)
 
 
 class _MatchConfig(Config):
@@ -269,6 +330,7 @@ class DistillationConfig(Config):
 BaseCriterionConfig = Annotated[
     Annotated[CrossEntropyConfig, Tag("cross_entropy")]
     | Annotated[DistillationConfig, Tag("distillation")]
+    | Annotated[MinimumRiskConfig, Tag("minimum_risk")]
     | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("cross_entropy")),
 ]
@@ -308,6 +370,7 @@ class ModelAndBaseConfig(Config):
 CriterionConfig = Annotated[
     Annotated[CrossEntropyConfig, Tag("cross_entropy")]
     | Annotated[DistillationConfig, Tag("distillation")]
+    | Annotated[MinimumRiskConfig, Tag("minimum_risk")]
     | Annotated[ModelAndBaseConfig, Tag("model_and_base")]
     | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("cross_entropy")),

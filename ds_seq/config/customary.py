@@ -126,6 +126,11 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "decoder-retention-heads decoder-value-embed-dim"),
         Row("model.decoder_mixer: {name: retention, chunk_size: ...}",
             "chunkwise-recurrent recurrent-chunk-size"),
+        Row("model.encoder_mixer, model.decoder_mixer: lightweight_convolution or "
+            "dynamic_convolution", "encoder-conv-type decoder-conv-type"),
+        Row("model.decoder_mixer: {name: dynamic_convolution, kernel_sizes: ..., width: ..., "
+            "glu: ...}", "encoder-kernel-size-list decoder-kernel-size-list encoder-conv-dim "
+            "decoder-conv-dim encoder-glu decoder-glu weight-softmax weight-dropout input-dropout"),
         Row("model.embedding_dim", "encoder-factorized-embed-dim decoder-factorized-embed-dim", "",
             "", "lemma-dim-emb", "embedding_size"),
         Row("model.embedding_scale", "no-scale-embedding", "scale_embedding"),

@@ -14,6 +14,7 @@ from ds_seq.config.criterion import (
     CriterionConfig,
     CrossEntropyConfig,
     DistillationConfig,
+    MinimumRiskConfig,
     ModelAndBaseConfig,
 )
 from ds_seq.config.data import DataConfig
@@ -30,8 +31,7 @@ from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
-from ds_seq.errors import UserError
-from ds_seq.names import ADAPTERS, BASE, LOSS, STACKS, TEXT_METRICS
+from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
@@ -88,7 +88,9 @@ class ExperimentConfig(Config):
     def num_passes(self) -> int:
         """How often the model reads each batch in training."""
         _, criterion = self.base_criterion
-        return 2 if isinstance(criterion, CrossEntropyConfig) and criterion.r_drop else 1
+        if isinstance(criterion, CrossEntropyConfig | MinimumRiskConfig):
+            return criterion.num_passes
+        return 1
 
     @property
     def routes_by_language(self) -> bool:
@@ -249,6 +251,11 @@ class ExperimentConfig(Config):
                     "in data.vocab.user_symbols, such as [<de>, <fr>]",
                 )
             )
+        return errors + self._imitation_errors(where, criterion)
+
+    def _imitation_errors(self, where: str, criterion: DistillationConfig) -> list[tuple[str, str]]:
+        """Return what the layers of the model do not have of what is to be imitated."""
+        errors = []
         for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
             if section is None:
                 continue
@@ -263,10 +270,12 @@ class ExperimentConfig(Config):
                         )
                     )
         kinds = () if criterion.attention is None else criterion.attention.kinds
-        for stack in STACKS:
-            if stack in kinds and self.model.retention_of(stack) is not None:
-                message = f"{stack} has no attention maps, as model.{stack}_mixer is retention"
-                errors.append((f"{where}.attention.kinds", message))
+        for kind in (each for each in kinds if each not in self.model.attention_maps):
+            message = f"{kind} has no attention maps in the layers of this model"
+            errors.append((f"{where}.attention.kinds", message))
+        if criterion.hidden is not None and self.model.state_width is None:
+            message = f"model.name {self.model.name} returns no hidden states; use null"
+            errors.append((f"{where}.hidden", message))
         return errors
 
     def _weight_errors(self) -> list[tuple[str, str]]:
@@ -353,41 +362,3 @@ class ExperimentConfig(Config):
                 )
             )
         return errors
-
-
-def on_world(config: ExperimentConfig, world_size: int) -> ExperimentConfig:
-    """Return an experiment with the `train.accumulate` that follows from the number of ranks.
-
-    Raises:
-        UserError: there are more ranks than batches in an update.
-    """
-    train = config.train
-    group, tokens = train.fixed_group, train.global_batch_tokens
-    if group is not None and group < world_size:
-        what = f"train.batches_per_update: {group} is less than the world size {world_size}"
-        more = ""
-        if tokens is not None:
-            what = (
-                f"train.global_batch_tokens: {tokens:,} are only {group} batch(es) of "
-                f"train.max_tokens {train.max_tokens:,} on {world_size} ranks"
-            )
-            more = ", lower train.max_tokens,"
-        raise UserError(
-            f"{what}, so ranks would have nothing to do; raise it{more} or start fewer ranks"
-        )
-    train = train.model_copy(update={"accumulate": train.accumulate_on(world_size)})
-    return config.model_copy(update={"train": train})
-
-
-def check_world(train: TrainConfig, world_size: int) -> None:
-    """Check that `train.expert_parallel` divides the number of ranks.
-
-    Raises:
-        UserError: it does not.
-    """
-    ranks = train.expert_parallel
-    if world_size % ranks:
-        raise UserError(
-            f"train.expert_parallel: {ranks} does not divide the world size {world_size}; start a "
-            f"multiple of {ranks} ranks or lower train.expert_parallel"
-        )

@@ -1,7 +1,7 @@
 """The experiment of a model that keeps only some of its layers.
 
 Nothing in a model depends on the position of a layer in its stack, except the config, which lists
-the layers with experts, their counts and the pruned heads.
+the layers with experts, their counts, the pruned heads and the sizes of kernels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.model import ModelConfig, TransformerConfig
+from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model.transformer import TransformerFields
+from ds_seq.config.model.union import with_layers
 from ds_seq.names import STACKS, Stack
 
 
@@ -42,9 +44,13 @@ def model_with(model: TransformerConfig, layers: CopiedLayers) -> TransformerCon
 
 
 def experiment_fields(experiment: ExperimentConfig, layers: CopiedLayers) -> dict[str, Any]:
-    """Return the values of `fewer_layers`, to be changed further."""
+    """Return the values of `fewer_layers`, to be changed further.
+
+    Raises:
+        UserError: the model is not made of Transformer layers.
+    """
     data = experiment.model_dump(mode="json")
-    data["model"] |= _model_fields(experiment.model, layers)
+    data["model"] |= _model_fields(with_layers(experiment.model), layers)
     without_experts(data)
     key, _ = experiment.base_criterion
     criterion = data
@@ -60,10 +66,17 @@ def without_experts(data: dict[str, Any]) -> None:
         data["train"] |= {"expert_parallel": 1, "sparse_clip": False}
 
 
-def _model_fields(model: ModelConfig, layers: CopiedLayers) -> dict[str, Any]:
+def _model_fields(model: TransformerFields, layers: CopiedLayers) -> dict[str, Any]:
     """Return the fields of a model that depend on its layers."""
     fields: dict[str, Any] = {f"{stack}_layers": len(layers.of(stack)) for stack in STACKS}
     fields["moe"] = _moe_section(model, layers)
+    for stack in STACKS:
+        convolution = model.convolution_of(stack)
+        if convolution is not None:
+            sizes = convolution.sizes(model.layers_of(stack))
+            kept = [sizes[layer] for layer in layers.of(stack)]
+            section = convolution.model_copy(update={"kernel_sizes": kept})
+            fields[f"{stack}_mixer"] = section.model_dump(mode="json")
     if model.pruned_heads is not None:
         pruned = model.pruned_heads.model_dump(mode="json")
         for attention, lists in pruned.items():
@@ -73,7 +86,7 @@ def _model_fields(model: ModelConfig, layers: CopiedLayers) -> dict[str, Any]:
     return fields
 
 
-def _moe_section(model: ModelConfig, layers: CopiedLayers) -> dict[str, Any] | None:
+def _moe_section(model: TransformerFields, layers: CopiedLayers) -> dict[str, Any] | None:
     """Return `model.moe` with the new positions of layers with experts; None if none are left."""
     if model.moe is None:
         return None

@@ -3,53 +3,24 @@
 Counted as in PaLM (Chowdhery et al. 2022, appendix B): 2 per weight and token forward, twice that
 backward, and products of queries, keys and values in full, masked ones included. What is computed a
 second time (activation checkpointing) and padding do not count. Of experts, those that a token
-chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given.
+chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given. Of a
+convolution, the tokens under a kernel count, not the zeros of its bands.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.router import ExternalRouterConfig
+from ds_seq.config.model.section import Flops, OtherModel
 from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.names import ATTENTION_KINDS, GATED_ACTIVATIONS, AttentionKind, Stack
 
 _FORWARD_AND_BACKWARD = 3
 
 
-class TrainingFlops(NamedTuple):
-    """Operations of a forward pass, or of forward and backward, by what they grow with."""
-
-    per_source: float
-    """Per source token: encoder, and keys and values of the decoder's attention to it."""
-    per_target: float
-    """Per target token: decoder and output projection."""
-    per_source_pair: float
-    """Per pair of source tokens of a sentence, `S * S`."""
-    per_target_pair: float
-    """Per pair of target tokens of a sentence, `T * T`."""
-    per_cross_pair: float
-    """Per source and target token of a sentence, `S * T`."""
-
-    def of(self, sums: LengthSums) -> float:
-        """Return the operations for sentences with these sums of lengths."""
-        return sum(each * count for each, count in zip(self, sums, strict=True))
-
-
-class LengthSums(NamedTuple):
-    """Sums over sentences, in the order of `TrainingFlops`."""
-
-    source: float
-    target: float
-    source_squared: float
-    target_squared: float
-    product: float
-
-
-def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> TrainingFlops | None:
+def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> Flops | None:
     """Return the operations of forward and backward of a model; None for one from outside ds_seq.
 
     Args:
@@ -60,18 +31,22 @@ def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> Train
     forward = forward_flops(model, vocab_size)
     if forward is None:
         return None
-    return TrainingFlops(*(num_passes * _FORWARD_AND_BACKWARD * each for each in forward))
+    return Flops(*(num_passes * _FORWARD_AND_BACKWARD * each for each in forward))
 
 
-def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
+def forward_flops(model: object, vocab_size: int) -> Flops | None:
     """Return the operations of a forward pass; None for a model from outside ds_seq.
 
     Args:
         model: the `model` section.
         vocab_size: size of the vocabulary of the target.
     """
-    if not isinstance(model, TransformerConfig):
-        return None
+    if isinstance(model, OtherModel):
+        return model.forward_flops(vocab_size)
+    return _of_transformer(model, vocab_size) if isinstance(model, TransformerConfig) else None
+
+
+def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
     d, head = model.d_model, model.head_width(model.d_model)
     own = {stack: _per_token(model, stack) for stack in model.stacks}
     heads = {kind: _heads(model, kind) for kind in ATTENTION_KINDS}
@@ -82,6 +57,8 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
             states, pair = _retained(model, retention, causal=stack == "decoder")
             own[stack] += model.calls_of(stack) * states
             pairs[stack] = model.calls_of(stack) * pair
+        elif not model.has_self_attention(stack):
+            pairs[stack] = 0
     sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
     moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
     moved += model.calls_of("decoder") * _changes_of_source(model)
@@ -89,7 +66,7 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     output = vocab_size * d
     if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
-    return TrainingFlops(
+    return Flops(
         2 * (own["encoder"] + factor + moved),
         2 * (own["decoder"] + factor + output - moved),
         pairs["encoder"],
@@ -128,6 +105,11 @@ def _per_token(model: TransformerConfig, stack: Stack) -> int:
     each = attention + _adapter(model, stack)
     counts = model.expert_counts(stack)
     count = sum(each + _feed_forward(model, n) + _change(model, stack, n) for n in counts)
+    count += model.kernel_maps(model.d_model, stack, model.layers_of(stack))
+    convolution = model.convolution_of(stack)
+    if convolution is not None:  # each weight of a kernel multiplies the channels of its head
+        sizes = convolution.sizes(model.layers_of(stack))
+        count += sum(sizes) * convolution.channels(model.d_model)
     return model.repeats_of(stack) * (count - model.pruned_weights(model.d_model, stack))
 
 

@@ -34,7 +34,7 @@ def gpu_notes(config: ExperimentConfig, stage: int) -> Iterator[str]:
 
 def _widths(config: ExperimentConfig) -> Iterator[int]:
     """Yield the widths of the experts' products."""
-    moe = config.model.moe
-    assert moe is not None
-    yield config.model.d_model
-    yield config.model.inner_width(moe.ffn_dim or config.model.ffn_dim)
+    model = config.model
+    assert model.moe is not None
+    yield model.d_model
+    yield model.inner_width(model.moe.ffn_dim or model.ffn_dim)

@@ -80,18 +80,23 @@ def attach_projection(model: nn.Module, projection: HiddenProjection) -> None:
     model.register_forward_hook(project)
 
 
-def build_projection(config: ExperimentConfig, teacher_width: int) -> HiddenProjection | None:
+def build_projection(
+    config: ExperimentConfig, teacher_width: int | None
+) -> HiddenProjection | None:
     """Build the projection of an experiment; None if its criterion learns none.
 
     Args:
         config: experiment of the student.
-        teacher_width: W.
+        teacher_width: W; None: the teacher returns no hidden states.
     """
     hidden = None if config.distillation is None else config.distillation.hidden
     if hidden is None or hidden.projection == "none":
         return None
     stacks = [stack for stack in config.model.stacks if hidden.layers_of(stack) != []]
-    return HiddenProjection(config.model.d_model, teacher_width, stacks, config.train.seed)
+    width = config.model.state_width
+    # both were checked with the experiment and the teacher
+    assert width is not None and teacher_width is not None
+    return HiddenProjection(width, teacher_width, stacks, config.train.seed)
 
 
 def without_projection(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

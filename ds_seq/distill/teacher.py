@@ -22,7 +22,7 @@ from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
-from ds_seq.names import STACKS, AttentionKind, Capture, Precision
+from ds_seq.names import AttentionKind, Capture, Precision
 from ds_seq.runs.card import LoadedRun, StoredRun
 from ds_seq.runs.open import DTYPES, default_dtype, load_run, open_run
 
@@ -94,9 +94,9 @@ class LiveTeacher:
         return self._description
 
     @property
-    def width(self) -> int:
-        """Width of the hidden states of the first model."""
-        return self.runs[0].model_config.d_model
+    def width(self) -> int | None:
+        """Width of the hidden states of the first model; None: it returns none."""
+        return self.runs[0].model_config.state_width
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
@@ -273,7 +273,12 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
             f"student is to learn {' -> '.join(student.languages)}"
         )
     teacher = run.model_config
-    widths = (teacher.d_model, student.model.d_model)
+    widths = (teacher.state_width, student.model.state_width)
+    if student.hidden is not None and widths[0] is None:
+        raise UserError(
+            f"teacher {name}: is a model of name {teacher.name}, which returns no hidden states; "
+            "leave `hidden` out"
+        )
     if student.hidden is not None and widths[0] != widths[1] and not student.projects:
         raise UserError(
             f"teacher {name}: has d_model {widths[0]}, the student {widths[1]}; hidden states can "
@@ -284,11 +289,11 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
 
 def _check_layers(name: str, teacher: ModelConfig, student: Student) -> None:
     """Check that the teacher has the layers and the attention maps to imitate."""
-    for stack in STACKS:
-        if stack in student.attention_kinds and teacher.retention_of(stack) is not None:
+    for kind in student.attention_kinds:
+        if kind not in teacher.attention_maps:
             raise UserError(
-                f"teacher {name}: its {stack} has retention, so there are no attention maps to "
-                f"imitate; take {stack} out of criterion.attention.kinds"
+                f"teacher {name}: its layers have no attention maps of the kind {kind} to imitate; "
+                f"take {kind} out of criterion.attention.kinds"
             )
     for label, matched in (("hidden", student.hidden), ("attention", student.attention)):
         if matched is None:

@@ -26,7 +26,7 @@ _ROWS = 256
 
 
 class Scorable(Protocol):
-    """The part of a model that forced decoding needs; see `ds_seq.models.seq2seq`."""
+    """The part of a model that forced decoding needs; see `ds_seq.models.protocol`."""
 
     def __call__(
         self,

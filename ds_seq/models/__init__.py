@@ -10,7 +10,7 @@ from torch import nn
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.protocol import OffersAdapters
 from ds_seq.plugins import find_plugin
 from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 
@@ -83,7 +83,7 @@ def attach_adapters(
 
     if adapter is not None:
         choose_one_adapter(model, [] if config.adapters is None else config.adapters.ids, adapter)
-    elif config.adapters is not None and isinstance(model, Seq2SeqTransformer):
+    elif config.adapters is not None and isinstance(model, OffersAdapters):
         choose_adapters(model, config.adapters, tokenizer)
 
 

@@ -15,7 +15,7 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.data.expected import files_of, raw_files
 from ds_seq.data.origin import same_language
 from ds_seq.errors import UserError
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.protocol import TranslationModel
 from ds_seq.names import Precision
 from ds_seq.text.lines import PairPath
 from ds_seq.text.tags import language_tags, tag_of
@@ -278,9 +278,9 @@ class LoadedRun:
         return self.card.tokenizers
 
     @property
-    def seq2seq(self) -> Seq2SeqTransformer:
-        """The model as a sequence-to-sequence model: ours, or an external one with its methods."""
-        return cast(Seq2SeqTransformer, self.model)
+    def seq2seq(self) -> TranslationModel:
+        """The model as a model that translates: ours, or an external one with its methods."""
+        return cast(TranslationModel, self.model)
 
     def require_experiment(self) -> ExperimentConfig:
         """Return the experiment of the training run; see `StoredRun.require_experiment`."""

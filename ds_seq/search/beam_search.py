@@ -47,7 +47,7 @@ CacheT = TypeVar("CacheT", bound=Cache)
 
 
 class Decodable(Protocol[EncodedT, CacheT]):
-    """The part of a model that the search needs; see `ds_seq.models.seq2seq`."""
+    """The part of a model that the search needs; see `ds_seq.models.protocol`."""
 
     def encode(self, source: Tensor, source_mask: Tensor) -> EncodedT:
         """Encode source tokens (B, S); the mask is True at real tokens."""

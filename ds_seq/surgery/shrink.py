@@ -14,6 +14,7 @@ from torch import nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.fewer_layers import CopiedLayers, experiment_fields, without_experts
 from ds_seq.config.model import ModelConfig
+from ds_seq.config.model.union import with_layers
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
@@ -99,7 +100,7 @@ def make_student(
         )
     tensors = dict(model_tensors(teacher))
     for name, dense in (merged or {}).items():
-        sets = config.model.sets_of(cast(Stack, name.split(".")[0]))
+        sets = with_layers(config.model).sets_of(cast(Stack, name.split(".")[0]))
         for place in [name] if sets == 1 else [f"{name}.sets.{number}" for number in range(sets)]:
             tensors |= {f"{place}.{part}": value for part, value in dense.named_parameters()}
     student = build_model(config.model, vocab, 1, 0, seed=config.train.seed)

@@ -10,13 +10,14 @@ Shapes: `D` model width, `F` feed-forward width (the fused `2F` with a gate).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import ModelConfig, OtherModel
 from ds_seq.errors import UserError
 from ds_seq.modules.activations import find_activation
 from ds_seq.modules.feed_forward import FeedForward
@@ -24,6 +25,7 @@ from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts, expert_generator
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import STACKS
+from ds_seq.runs.foreign import is_huggingface, open_huggingface
 from ds_seq.runs.open import open_run
 from ds_seq.weights.fill import Allowed, Differences, fill, read_like
 from ds_seq.weights.selection import Selection, listed
@@ -82,7 +84,11 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
     """
     train = config.train
     assert train.init_from is not None
-    stored = open_run(train.init_from, train.init_checkpoint)
+    path = Path(train.init_from)
+    if is_huggingface(path):
+        stored = open_huggingface(path, config)
+    else:
+        stored = open_run(path, train.init_checkpoint)
     stored.require_full_precision()
     theirs = stored.tokenizers.fingerprint
     if theirs != fingerprint:
@@ -265,9 +271,14 @@ def _add_noise(experts: Experts, noise: float) -> None:
 def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
     """Refuse weights whose shapes fit but whose meaning differs."""
     if theirs.name != ours.name:
+        if isinstance(theirs, OtherModel) or isinstance(ours, OtherModel):
+            raise UserError(
+                f"train.init_from: {run} is a model of name {theirs.name}, the experiment has "
+                f"model.name {ours.name}; none of its tensors has a place there"
+            )
         return
     old, new = _meaning(theirs), _meaning(ours)
-    for key in _SHAPELESS:
+    for key in ours.shapeless if isinstance(ours, OtherModel) else _SHAPELESS:
         if old[key] != new[key] and (key, old[key]) not in _STARTING_POINTS:
             raise UserError(
                 f"train.init_from: {run} has model.{key} {old[key]}, the experiment {new[key]}; "
@@ -279,7 +290,7 @@ def _meaning(model: ModelConfig) -> dict[str, Any]:
     """Return the settings of a model without how retention is computed, which is all the same."""
     settings = model.model_dump()
     for stack in STACKS:
-        mixer = settings[f"{stack}_mixer"]
+        mixer = settings.get(f"{stack}_mixer")
         if isinstance(mixer, dict):  # of one without options, the dump is its name
             mixer.pop("chunk_size", None)
     return settings

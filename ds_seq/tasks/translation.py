@@ -23,7 +23,7 @@ from ds_seq.data.source import Dataset, Source
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share, translate
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.protocol import TranslationModel
 from ds_seq.scores.metric import TEXT, Metric, find_metric, measure
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.tasks.held_out import HeldOut, Scored, figures_by_text
@@ -251,7 +251,7 @@ class TranslationTask:
         model.eval()
         try:
             translations = translate(
-                cast(Seq2SeqTransformer, model),
+                cast(TranslationModel, model),
                 self.tokenizers,
                 tagged,
                 search,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.flops import LengthSums, TrainingFlops, training_flops
+from ds_seq.config.flops import training_flops
+from ds_seq.config.model.section import Flops, LengthSums
 from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.moe.output import RoutingStats
 from ds_seq.reports.metrics import Figures, LossSums
@@ -36,7 +37,7 @@ class Costs:
     """
 
     timing: Timing = field(default_factory=Timing)
-    flops: TrainingFlops | None = None
+    flops: Flops | None = None
     peak: float | None = None
 
 

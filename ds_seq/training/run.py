@@ -19,9 +19,10 @@ distributed.import_deepspeed()
 
 
 from ds_seq.config.changes import TEACHER, settings
-from ds_seq.config.experiment import ExperimentConfig, on_world
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.notes import notes
-from ds_seq.criterions import Teacher, build_criterion
+from ds_seq.config.world import on_world
+from ds_seq.criterions import Teacher
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.distill.build import build_teacher
@@ -48,7 +49,7 @@ from ds_seq.training.inputs import (
 )
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.opening import open_log, open_saves
-from ds_seq.training.parts import build_engine, build_start
+from ds_seq.training.parts import build_engine, build_start, criterion_of
 from ds_seq.training.progress import Window, costs_of
 from ds_seq.training.restore import criterion_state, restore
 from ds_seq.training.resuming import check_options, choose_start
@@ -227,8 +228,7 @@ def _build(
         model, start_notes = build_start(setup, task, world, teacher)
         is_auto = config.train.max_tokens == "auto"
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
-        tags = sorted(task.tokenizers.source.tag_ids)
-        criterion = build_criterion(config.criterion, teacher, tags)
+        criterion = criterion_of(config, task, teacher)
         names = [] if config.train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
         ends = config.data.mixing.stage_metrics

@@ -12,7 +12,7 @@ from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 
 from ds_seq.errors import UserError
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.protocol import OffersAdapters
 from ds_seq.names import MODEL_PARTS
 from ds_seq.plugins import nearest
 from ds_seq.training.state import full_shape
@@ -43,8 +43,7 @@ def freeze(
         where: section of the config that has both, for messages.
 
     Raises:
-        UserError: nothing in the model has one of these names, the parts of an external model are
-            unknown, or nothing is left to be trained.
+        UserError: nothing in the model has one of these names, or nothing is left to be trained.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen, trained = Selection(parts), Selection(trainable)
@@ -67,10 +66,10 @@ def _check_known(model: nn.Module, names: list[str], selection: Selection, where
     idle = selection.idle(names)
     if not idle:
         return
-    if not isinstance(model, Seq2SeqTransformer) and idle[0] in MODEL_PARTS:
+    if idle[0] in MODEL_PARTS:
         raise UserError(
-            f"{where}: the parts of an external model are unknown ({type(model).__name__}); name "
-            "its parameters, or let its builder set requires_grad"
+            f"{where}: {type(model).__name__} has no part {idle[0]}; name parameters, or take the "
+            "entry out"
         )
     modules = [name for name, _ in model.named_modules()]
     raise UserError(
@@ -79,7 +78,7 @@ def _check_known(model: nn.Module, names: list[str], selection: Selection, where
 
 
 def _used_adapters(model: nn.Module) -> tuple[str, ...]:
-    chosen = model.adapters if isinstance(model, Seq2SeqTransformer) else None
+    chosen = model.adapters if isinstance(model, OffersAdapters) else None
     return () if chosen is None else chosen.used
 
 

@@ -77,6 +77,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
             lora={"rank": 2, "modules": ["query", "value", "down", "experts"]},
         )
     },
+    "convolutions": {
+        "model": spine.small_model(
+            encoder_mixer={"name": "dynamic_convolution", "kernel_sizes": [3]},
+            decoder_mixer={"name": "lightweight_convolution", "kernel_sizes": [4]},
+        )
+    },
 }
 
 

@@ -17,6 +17,8 @@ GUIDES = tuple(
     f"docs/{name}.md"
     for name in (
         "ADAPTERS",
+        "CONVOLUTIONS",
+        "CRITERIONS",
         "DISTILLATION",
         "EXPERTS",
         "RETENTION",

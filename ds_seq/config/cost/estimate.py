@@ -13,8 +13,9 @@ from ds_seq.config.cost.states import Buffers, Layout, parameters
 from ds_seq.config.cost.traffic import Collective, traffic
 from ds_seq.config.deepspeed import zero_stage
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.flops import LengthSums, TrainingFlops, forward_flops, training_flops
-from ds_seq.config.model.transformer import ModelSize, TransformerConfig
+from ds_seq.config.flops import forward_flops, training_flops
+from ds_seq.config.model.section import Flops, LengthSums, ModelSize
+from ds_seq.config.model.transformer import TransformerConfig
 
 USUAL_LENGTH = 32
 """Tokens of a sentence, where the data does not tell."""
@@ -78,7 +79,7 @@ class Estimate:
         return self._traffic(self.layout)
 
     @property
-    def flops(self) -> tuple[TrainingFlops, TrainingFlops]:
+    def flops(self) -> tuple[Flops, Flops]:
         """Operations of a forward pass, and of forward and backward."""
         vocab = self.config.data.vocab.target_side.size
         forward = forward_flops(self.model, vocab)
@@ -86,7 +87,7 @@ class Estimate:
         assert forward is not None and training is not None
         return forward, training
 
-    def flops_of(self, flops: TrainingFlops) -> float:
+    def flops_of(self, flops: Flops) -> float:
         """Return the operations of one batch."""
         number, length = self.batch
         sums = (length, length, length**2, length**2, length**2)
@@ -96,17 +97,25 @@ class Estimate:
     def cache_bytes(self) -> tuple[float, float]:
         """Bytes of a translation's cache: per target token of a hypothesis, per source token.
 
-        All hypotheses of a sentence share the latter. See `state_bytes` for retention.
+        All hypotheses of a sentence share the latter. See `state_bytes` for other mixers.
         """
         model = self.model
         kv = (model.num_kv_heads or model.num_heads) * model.head_width(model.d_model)
         each = 2.0 * kv * model.calls_of("decoder") * WIDTH[self.config.train.precision]
-        return each if model.retention_of("decoder") is None else 0.0, each
+        return each if model.has_self_attention("decoder") else 0.0, each
 
     @property
     def state_bytes(self) -> float:
-        """Bytes of a hypothesis' state in a translation, whatever its length: that of retention."""
+        """Bytes of a hypothesis' state in a translation, whatever its length.
+
+        Retention has one, and convolution.
+        """
         model = self.model
+        convolution = model.convolution_of("decoder")
+        if convolution is not None:
+            columns = sum(convolution.sizes(model.decoder_layers)) * model.decoder_repeats
+            width = WIDTH[self.config.train.precision]
+            return float(columns * convolution.channels(model.d_model) * width)
         retention = model.retention_of("decoder")
         if retention is None:
             return 0.0
@@ -167,7 +176,7 @@ class Estimate:
 
     def _traffic(self, layout: Layout) -> list[Collective]:
         limit = self.buffers.persistent
-        counts = parameters(self.config, self.size, layout, limit)
+        counts = parameters(self.config, self.model, self.size, layout, limit)
         return traffic(self.config, self.model, counts, layout, self.batch, self.buffers.live)
 
 
@@ -178,7 +187,7 @@ def estimate(
     length: int | None = None,
     gpu_memory: float | None = None,
 ) -> Estimate | None:
-    """Return the costs of an experiment; None for a model from outside ds_seq.
+    """Return the costs of an experiment; None for a model that is no Transformer of ds_seq.
 
     Args:
         config: the experiment.

@@ -51,7 +51,7 @@ def memory(
     """
     vocab = config.data.vocab
     size = model.num_params(vocab.target_side.size, vocab.source_side.size)
-    counts = parameters(config, size, layout, buffers.persistent)
+    counts = parameters(config, model, size, layout, buffers.persistent)
     held = states(config, counts, layout, buffers)
     place = device(kind, config.train.precision)
     read = BatchShape(batch.sentences * config.num_passes, batch.length)

@@ -6,14 +6,21 @@ fields, checks and parameter count. In an experiment file, all fields are in one
 
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig
-from ds_seq.config.model.transformer import ModelSize, TransformerConfig
-from ds_seq.config.model.union import ExternalModelConfig, ModelConfig
+from ds_seq.config.model.section import ModelSize, OtherModel
+from ds_seq.config.model.transformer import TransformerConfig
+from ds_seq.config.model.union import (
+    ExternalModelConfig,
+    HuggingFaceModelConfig,
+    ModelConfig,
+)
 
 __all__ = [
     "ExternalModelConfig",
     "ExternalRouterConfig",
+    "HuggingFaceModelConfig",
     "ModelConfig",
     "ModelSize",
+    "OtherModel",
     "MoeConfig",
     "TransformerConfig",
 ]

@@ -9,14 +9,28 @@ from ds_seq.config.model.stack import Width
 from ds_seq.names import EmbeddingSharing
 
 
-class EmbeddingFields(Config):
-    """Sharing, width, scale and norm of the embeddings."""
+class SharingFields(Config):
+    """Which embedding tables are one."""
 
     share_embeddings: EmbeddingSharing = Field(
         default="all",
         description="Shared embedding tables: `none`; `decoder`, its input and output; `inputs` of "
         "encoder and decoder, as in T5 1.1; `all` three.",
     )
+
+    @property
+    def shares_inputs(self) -> bool:
+        """Whether source and target have one table."""
+        return self.share_embeddings in ("inputs", "all")
+
+    @property
+    def shares_output(self) -> bool:
+        """Whether the output projection is the table of the target."""
+        return self.share_embeddings in ("decoder", "all")
+
+
+class EmbeddingFields(SharingFields):
+    """Sharing, width, scale and norm of the embeddings."""
 
     output_bias: bool = Field(
         default=False, description="A bias of the scores of the vocabulary, as in Marian."
@@ -32,16 +46,6 @@ class EmbeddingFields(Config):
     embedding_norm: bool = Field(
         default=False, description="Norm on the embeddings with their positions."
     )
-
-    @property
-    def shares_inputs(self) -> bool:
-        """Whether source and target have one table."""
-        return self.share_embeddings in ("inputs", "all")
-
-    @property
-    def shares_output(self) -> bool:
-        """Whether the output projection is the table of the target."""
-        return self.share_embeddings in ("decoder", "all")
 
     def embedding_errors(self, d_model: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
-from ds_seq.config.base import Config, Probability
-from ds_seq.names import STACKS, Stack
+from ds_seq.config.base import Probability
+from ds_seq.config.model.section import ModelSection
+from ds_seq.names import Stack
 
 # Bounds far above every published model: beyond them a number is a mistake, or a file was made to
 # exhaust the memory of whoever opens it.
@@ -15,11 +16,8 @@ Depth = Annotated[int, Field(ge=1, le=1000)]
 Width = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class StackFields(Config):
+class StackFields(ModelSection):
     """Width and depth of the stacks."""
-
-    stacks: ClassVar[tuple[Stack, ...]] = STACKS
-    """The stacks of the model."""
 
     d_model: Width = Field(default=512, description="Width of the model.")
     encoder_layers: Depth = Field(default=6, description="Number of encoder layers.")

@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from ds_seq.config.model.section import OtherModel
+
 # The fields of version 0.1.0, in the order in which it wrote them.
 _FIRST_FIELDS = (
     "name options preset d_model encoder_layers decoder_layers num_heads ffn_dim activation "
@@ -48,8 +50,10 @@ def stable_json(model: BaseModel) -> bytes:
     Args:
         model: the `model` section.
     """
-    section = {"options": {}, **model.model_dump(mode="json")}
     changed = model.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(model, OtherModel):  # version 0.1.0 had none
+        return to_json({"name": vars(model)["name"], **changed})
+    section = {"options": {}, **model.model_dump(mode="json")}
     # without options that version 0.1.0 did not have
     section["positions"] = changed.get("positions", "sinusoidal")
     if section["moe"] is not None:

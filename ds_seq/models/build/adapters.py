@@ -10,7 +10,7 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.config.model.adapters import AdaptersConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build.norm import make_norm
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.protocol import OffersAdapters
 from ds_seq.models.stack import SubLayer
 from ds_seq.modules.adapter import Adapter, AdapterChoice, AdapterPool, NoResidual
 from ds_seq.modules.residual import Residual
@@ -40,7 +40,7 @@ def _adapter(cfg: TransformerConfig, adapters: AdaptersConfig) -> Adapter:
 
 
 def choose_adapters(
-    model: Seq2SeqTransformer, adapters: AdaptersConfig, tokenizer: Tokenizer | None = None
+    model: OffersAdapters, adapters: AdaptersConfig, tokenizer: Tokenizer | None = None
 ) -> None:
     """Let a model choose the adapter of each sentence as its config says.
 
@@ -71,7 +71,7 @@ def choose_one_adapter(model: nn.Module, ids: list[str], adapter: str) -> None:
     if adapter not in (*ids, NO_ADAPTER):
         known = f"its adapters are {', '.join(ids)}" if ids else "it has none"
         raise UserError(f"no adapter {adapter!r} in the model{nearest(adapter, ids)}; {known}")
-    if isinstance(model, Seq2SeqTransformer):
+    if isinstance(model, OffersAdapters):
         model.adapters = None if adapter == NO_ADAPTER else AdapterChoice(adapter)
 
 

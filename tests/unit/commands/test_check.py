@@ -197,7 +197,7 @@ def test_costs_as_values(experiment: str, capsys: Capture) -> None:
     assert any("warmup_updates" in note for note in values["notes"])
     assert cli.main(["check", experiment, "model.name=a.b:C", "--json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("the costs of the external model a.b:C are unknown")
+    assert line.endswith("the costs of model.name a.b:C are unknown")
 
 
 def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:

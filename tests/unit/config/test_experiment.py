@@ -9,11 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.experiment import ExperimentConfig, check_world
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.optim import AdamConfig
 from ds_seq.config.schema import plugin_names, sections
 from ds_seq.config.train import TrainConfig
+from ds_seq.config.world import check_world
 from ds_seq.errors import UserError
 from tests.unit.config.fixture_types import MakeConfig
 
@@ -155,9 +156,9 @@ def test_no_loss_weights_can_be_written_in_three_ways(make: MakeConfig, nothing:
 def test_plugin_names_are_the_union_tags() -> None:
     names = plugin_names()
     assert names["optimizer"] == {"adam", "adamw", "adafactor", "sgd"}
-    assert names["criterion"] == {"cross_entropy", "distillation", "model_and_base"}
+    assert names["criterion"] == {"cross_entropy", "distillation", "minimum_risk", "model_and_base"}
     assert names["task"] == {"translation"}
-    assert names["model"] == {"transformer"}
+    assert names["model"] == {"transformer", "huggingface"}
     assert "external" not in set().union(*names.values())
 
 

@@ -10,13 +10,17 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.flops import forward_flops
 from ds_seq.config.load import dump, load_experiment
-from ds_seq.config.model import ExternalModelConfig, ModelConfig, TransformerConfig
+from ds_seq.config.model import ExternalModelConfig, ModelConfig, OtherModel, TransformerConfig
 from ds_seq.config.model.norm import LayerNormConfig
 from ds_seq.config.model.positions import LearnedConfig, RotaryConfig, SinusoidalConfig
+from ds_seq.config.model.union import with_layers
+from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.build import build_seq2seq
 from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
+from ds_seq.names import AttentionKind, Stack
 from ds_seq.plugins import trusting
 from tests.unit.config.fixture_types import MakeConfig, WriteFile
 
@@ -193,3 +197,44 @@ def test_an_experiment_holds_either(make: MakeConfig) -> None:
         config = make(model=model)
         assert ExperimentConfig.model_validate(config.model_dump(mode="json")) == config
         assert ExperimentConfig.model_validate(dict(config)) == config
+
+
+class OtherConfig(OtherModel):
+    """A model that is no Transformer."""
+
+    name: str = "other"
+    max_positions: int = 16
+    layers: int = 3
+
+    def layers_of(self, stack: Stack) -> int:
+        return self.layers
+
+    @property
+    def state_width(self) -> None:
+        return None
+
+    @property
+    def attention_maps(self) -> tuple[AttentionKind, ...]:
+        return ()
+
+    def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> None:
+        return None
+
+
+def test_a_model_that_is_no_transformer_has_none_of_its_parts() -> None:
+    other = OtherConfig()
+    parts = (other.moe, other.adapters, other.lora, other.multiway, other.num_moe_layers)
+    assert parts == (None, None, None, None, 0)
+    assert [other.calls_of(stack) for stack in other.stacks] == [3, 3]
+    assert (other.moe_layers("encoder"), other.experts_in("decoder", 2)) == ([], 0)
+    assert forward_flops(other, 100) is None
+    with pytest.raises(UserError, match=r"^runs/x: other has no Transformer layers"):
+        with_layers(other, "runs/x")  # type: ignore[arg-type]
+
+
+def test_a_section_must_say_what_is_asked_of_every_model() -> None:
+    class Silent(OtherModel):
+        name: str = "silent"
+
+    with pytest.raises(TypeError, match="abstract"):
+        Silent()  # type: ignore[abstract]

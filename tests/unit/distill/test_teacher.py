@@ -244,7 +244,7 @@ def test_a_teacher_that_suits_the_student_is_not(
 
 
 def test_a_teacher_without_attention_maps_is_refused_if_they_are_learned(lab: Lab) -> None:
-    with pytest.raises(UserError, match="retention: its decoder has retention, so there are no"):
+    with pytest.raises(UserError, match="its layers have no attention maps of the kind decoder"):
         lab.load("retention", student=lab.student(), attention={})
     lab.load("retention", student=lab.student(), attention={"kinds": ["encoder", "cross"]})
 

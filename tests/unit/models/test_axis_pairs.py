@@ -40,9 +40,13 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     | {"ntk": {"positions": {**_LONGER, "scaling": "ntk"}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
     "encoder mixer": {
-        "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}}
+        "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}},
+        "convolution before": {"encoder_mixer": {"name": "dynamic_convolution", "width": 8}},
     },
-    "decoder mixer": {"retention": {"decoder_mixer": "retention"}},
+    "decoder mixer": {
+        "retention": {"decoder_mixer": "retention"},
+        "convolution": {"decoder_mixer": {"name": "lightweight_convolution", "glu": False}},
+    },
     "head width": {"head width": {"head_dim": 6}},
     "bias": {"no biases": {"linear_bias": False}},
     "output bias": {"output bias": {"output_bias": True}},
@@ -81,19 +85,24 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "repeats": {"repeats": {"encoder_repeats": 3, "decoder_repeats": 2}},
     "recomputed": {"recomputed": {"activation_checkpointing": True}},
 }
+_OTHER_ENCODERS = ("retention before", "convolution before")
 _LORA = ("lora", "stable")
 REFUSED = {
-    "pruned": ("subln", "shared", "one", "retention before", *_LORA),
+    "pruned": ("subln", "shared", "one", *_OTHER_ENCODERS, *_LORA),
     "retention": ("retention before",),  # unless there are no positions, see `test_axes.py`
     **dict.fromkeys(("ternary", "binary", "multiway", "multiway encoder"), _LORA),
 }
 """Values that cannot go with others."""
+APART = {frozenset(("retention", "convolution before"))} | {
+    frozenset(("convolution", encoder)) for encoder in _OTHER_ENCODERS
+}
+"""Mixers of both stacks leave no self-attention to go with other values: see `test_axes.py`."""
 
 FIELDS = dict(chain.from_iterable(values.items() for values in AXES.values()))
 NAMES = {axis: list(values) for axis, values in AXES.items()}
 PAIRS = all_pairs(NAMES)
 REFUSED_PAIRS = {frozenset((one, other)) for one, others in REFUSED.items() for other in others}
-ROWS = covering_rows(NAMES, REFUSED_PAIRS)
+ROWS = covering_rows(NAMES, REFUSED_PAIRS | APART)
 
 
 def _settings(names: tuple[str, ...]) -> dict[str, Any]:

@@ -50,6 +50,11 @@ CASES: tuple[dict[str, Any], ...] = (
         "decoder_mixer": {"name": "retention", "chunk_size": 8, "value_width": 96, "num_heads": 2},
         "positions": "none",
     },
+    {
+        "encoder_mixer": {"name": "lightweight_convolution", "weight_dropout": 0.1},
+        "decoder_mixer": {"name": "dynamic_convolution", "input_dropout": 0.1, "width": 128},
+        "linear": "bitnet",
+    },
     {"adapters": {"ids": ["a", "b"], "active": "b"}},
     {"adapters": {"ids": ["a"], "active": "a", "gate": True, "norm": "last"}, "activation": "gelu"},
     {"lora": {"rank": 32, "modules": ["query", "output", "up", "down"], "dropout": 0.1}},

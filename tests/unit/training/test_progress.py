@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ds_seq.config.flops import TrainingFlops, training_flops
+from ds_seq.config.flops import training_flops
 from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model.section import Flops
 from ds_seq.data.batch import seq2seq_batch
 from ds_seq.data.source import TokenBlock
 from ds_seq.text.tokenizer import Symbols
@@ -37,7 +38,7 @@ def test_chosen_and_shared_experts_count() -> None:
 
 
 def test_lengths_padding_and_use_of_the_peak_are_counted() -> None:
-    window = Window(Costs(Timing(), TrainingFlops(1.0, 10.0, 0.0, 0.0, 100.0), peak=1e6))
+    window = Window(Costs(Timing(), Flops(1.0, 10.0, 0.0, 0.0, 100.0), peak=1e6))
     window.restart(0)
     batch = seq2seq_batch(
         TokenBlock.of([[4, 4, 4, 2], [4, 2]]), TokenBlock.of([[4, 2], [4, 4, 2]]), SYMBOLS

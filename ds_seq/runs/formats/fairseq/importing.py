@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
+from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.moe.layer import MoeFeedForward
@@ -107,6 +108,7 @@ def import_checkpoint(
     except UserError as error:  # a value that no model can have
         raise UserError(str(error).replace("experiment: ", f"{path}: ")) from None
     config, tokenizers = made
+    assert isinstance(config.model, TransformerConfig)
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
     converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
     with torch.no_grad():
