@@ -54,6 +54,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "moe": ({"moe": {"num_experts": 2, "every": 2}}, "experts .*--merge-experts"),
     "name": ({"name": "package.module:Model"}, "'package.module:Model'"),
     "encoder_mixer": ({"encoder_mixer": "retention", "positions": "learned"}, "'retention'"),
+    "decoder_mixer": ({"decoder_mixer": "dynamic_convolution"}, "'dynamic_convolution'"),
     "positions": ({"positions": "alibi"}, "'alibi'"),
     "positions.scaling": (
         {"positions": {"name": "rotary", "scaling": "ntk", "factor": 2.0}}, "'ntk'",
