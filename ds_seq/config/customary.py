@@ -287,6 +287,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "test_max_target_length", "", "max-length-factor",
             "max_output_length"),
         Row("generation.min_len", "min-len", "min_length", "min_length"),
+        Row("generation.expert", "gen-expert"),
         Row("generation.sampling", "sampling", "do_sample", "", "output-sampling"),
         Row("generation.sampling_top_k", "sampling-topk", "", "random_sampling_topk"),
         Row("generation.sampling_top_p", "sampling-topp", "top_p", "random_sampling_topp"),

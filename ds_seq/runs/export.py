@@ -150,6 +150,11 @@ class FolderExport:
     def __init__(
         self, run: Path, stored: StoredRun, config: ExperimentConfig, form: ExportFormat, out: Path
     ) -> None:
+        if config.experts:
+            raise UserError(
+                f"--format {form}: {run} is a mixture (criterion hard_em), whose experts are start "
+                "symbols; use --format safetensors"
+            )
         if out.suffix == EXPORT_SUFFIX:
             raise UserError(
                 f"--out {out}: --format {form} makes a folder; name it without {EXPORT_SUFFIX}"

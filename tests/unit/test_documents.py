@@ -21,6 +21,7 @@ GUIDES = tuple(
         "CRITERIONS",
         "DISTILLATION",
         "EXPERTS",
+        "PRETRAINING",
         "RETENTION",
         "SUMMARIZATION",
         "TRAINING",
