@@ -126,6 +126,8 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "decoder-retention-heads decoder-value-embed-dim"),
         Row("model.decoder_mixer: {name: retention, chunk_size: ...}",
             "chunkwise-recurrent recurrent-chunk-size"),
+        Row("model.encoder_mixer: {name: dilated, segment_lengths: [...], dilations: [...]}",
+            "segment-length dilated-ratio"),
         Row("model.encoder_mixer, model.decoder_mixer: lightweight_convolution or "
             "dynamic_convolution", "encoder-conv-type decoder-conv-type"),
         Row("model.decoder_mixer: {name: dynamic_convolution, kernel_sizes: ..., width: ..., "
