@@ -5,6 +5,7 @@ fields, checks and parameter count. In an experiment file, all fields are in one
 """
 
 from ds_seq.config.model.moe import MoeConfig
+from ds_seq.config.model.recurrent import RecurrentConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import ModelSize, OtherModel
 from ds_seq.config.model.transformer import TransformerConfig
@@ -17,5 +18,6 @@ __all__ = [
     "ModelSize",
     "OtherModel",
     "MoeConfig",
+    "RecurrentConfig",
     "TransformerConfig",
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from ds_seq.config.base import ExternalName, plugin_tag
+from ds_seq.config.model.recurrent import RecurrentConfig
 from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 from ds_seq.errors import UserError
 
@@ -29,6 +30,7 @@ class ExternalModelConfig(TransformerFields):
 
 ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
+    | Annotated[RecurrentConfig, Tag("recurrent")]
     | Annotated[ExternalModelConfig, Tag("external")],
     Discriminator(plugin_tag("transformer")),
 ]
