@@ -13,7 +13,7 @@ from ds_seq.config.cost.estimate import Estimate, estimate
 from ds_seq.config.cost.report import cost_lines, cost_notes, cost_values
 from ds_seq.config.data import ShardsConfig
 from ds_seq.config.deepspeed import engine_config_for, zero_stage
-from ds_seq.config.experiment import ExperimentConfig, on_world
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.footprint import batch_lines, mean_length
 from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
@@ -22,6 +22,7 @@ from ds_seq.config.needs import Needs, train_manifest, unmet
 from ds_seq.config.notes import notes
 from ds_seq.config.outside import outside_names
 from ds_seq.config.task import TranslationConfig
+from ds_seq.config.world import on_world
 from ds_seq.config.yaml_file import dotted
 from ds_seq.errors import UserError
 from ds_seq.names import CONFIG_FILE, DEFAULT_METRICS, TEXT_METRICS, VOCAB_FILE, VOCAB_FILES

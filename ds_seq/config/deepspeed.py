@@ -17,10 +17,11 @@ from ds_seq.config.deepspeed_keys import (
     is_kind,
     wanted_instead,
 )
-from ds_seq.config.experiment import ExperimentConfig, check_world
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.optim import AdafactorConfig
 from ds_seq.config.schema import paths_of_key
 from ds_seq.config.train import TrainConfig
+from ds_seq.config.world import check_world
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
 from ds_seq.records import read_limited

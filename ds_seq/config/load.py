@@ -5,9 +5,9 @@ Precedence: command-line override, experiment file, its `extends` parent, schema
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from copy import deepcopy
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ds_seq.config.yaml_file import (
     to_yaml,
 )
 from ds_seq.errors import UserError
+from ds_seq.names import HUGGINGFACE
 from ds_seq.plugins import trust
 
 EXTENDS = "extends"
@@ -171,34 +172,76 @@ def read_experiment(
 
 def _validated(tree: _Tree, overrides: Iterable[str], runs: Sections) -> ExperimentConfig:
     typed = _apply_overrides(tree, overrides)
+    _expand_model(tree)
     try:
         config = ExperimentConfig.model_validate(tree.data)
     except ValidationError as error:
-        from ds_seq.config.messages import error_lines  # a valid file needs no messages
-
-        errors = (error, *_errors_between(tree.data, error))
-        every = (line for each in errors for line in error_lines(each, tree.data, tree.origin))
-        lines = list(islice(every, _MOST_ERRORS))
-        if next(every, None) is not None:
-            lines.append(f"{tree.file}: has more mistakes; the first {_MOST_ERRORS} are above")
-        raise UserError("\n".join(lines)) from None
+        raise _mistakes(tree, [error, *_errors_between(tree.data, error)]) from None
     trust(name for path, name in outside_names(config) if _at(path, typed) == name)
     check_trusted(config, runs, lambda path: f"{tree.origin(path)}: {dotted(path)}")
     return config
 
 
-def _errors_between(data: Mapping[str, Any], error: ValidationError) -> list[ValidationError]:
+def _mistakes(
+    tree: _Tree, errors: Iterable[ValidationError], first: Iterable[str] = ()
+) -> UserError:
+    """Return the lines about errors, after those that are known already."""
+    from ds_seq.config.messages import error_lines  # a valid file needs no messages
+
+    found = (line for each in errors for line in error_lines(each, tree.data, tree.origin))
+    every = chain(first, found)
+    lines = list(islice(every, _MOST_ERRORS))
+    if next(every, None) is not None:
+        lines.append(f"{tree.file}: has more mistakes; the first {_MOST_ERRORS} are above")
+    return UserError("\n".join(lines))
+
+
+def _expand_model(tree: _Tree) -> None:
+    """Replace a model of transformers by what its folder says.
+
+    Raises:
+        UserError: the folder cannot be read, or other settings contradict it; lists the mistakes of
+            other sections, too.
+    """
+    model = tree.data.get("model")
+    if not isinstance(model, Mapping) or not ("path" in model or model.get("name") == HUGGINGFACE):
+        return
+    from ds_seq.config.huggingface.expand import expanded  # few experiments have one
+
+    tree.data, errors = expanded(tree.data)
+    if not errors:
+        return
+    lines = [f"{tree.origin(path)}: {dotted(path)}: {message}" for path, message in errors]
+    replaced = {"model"} - tree.data.keys()
+    further: list[ValidationError] = []
+    try:
+        ExperimentConfig.model_validate(tree.data, context={STAND_INS: replaced})
+    except ValidationError as error:
+        further = [error, *_errors_between(tree.data, error, replaced)]
+    raise _mistakes(tree, further, lines)
+
+
+def _errors_between(
+    data: Mapping[str, Any], error: ValidationError, replaced: Set[str] = frozenset()
+) -> list[ValidationError]:
     """Run the cross-section checks for the sections that are valid.
 
     pydantic skips these checks if any section is invalid, so the experiment is validated once more
     with a valid stand-in for each invalid section.
+
+    Args:
+        data: the experiment.
+        error: its errors.
+        replaced: sections that have a stand-in already.
     """
     wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
     if not wrong:
         return []  # the cross-section checks themselves have failed
     sound = {key: value for key, value in data.items() if key not in wrong}
     try:
-        ExperimentConfig.model_validate({**_REQUIRED, **sound}, context={STAND_INS: wrong})
+        ExperimentConfig.model_validate(
+            {**_REQUIRED, **sound}, context={STAND_INS: wrong | replaced}
+        )
     except ValidationError as further:
         return [further]
     return []
@@ -210,15 +253,15 @@ def dump(config: ExperimentConfig) -> str:
 
 
 def _read_with_parents(file: Path) -> _Tree:
-    chain: list[tuple[Path, YamlFile]] = []
+    files: list[tuple[Path, YamlFile]] = []
     current: Path | None = file
     while current is not None:
-        if current.resolve() in [seen.resolve() for seen, _ in chain]:
+        if current.resolve() in [seen.resolve() for seen, _ in files]:
             raise UserError(f"{current}: {EXTENDS}: the files extend one another in a cycle")
-        if len(chain) == _MOST_PARENTS:
+        if len(files) == _MOST_PARENTS:
             raise UserError(f"{current}: {EXTENDS}: more than {_MOST_PARENTS} files extend another")
         content = read_yaml(current)
-        chain.append((current, content))
+        files.append((current, content))
         parent = content.data.pop(EXTENDS, None)
         if parent is not None and not isinstance(parent, str):
             raise UserError(
@@ -226,7 +269,7 @@ def _read_with_parents(file: Path) -> _Tree:
             )
         current = find_parent(parent, current) if parent is not None else None
     tree = _Tree(file)
-    for source, content in reversed(chain):
+    for source, content in reversed(files):
         tree.merge(
             resolved(content.data, source),
             {key: f"{source}:{line}" for key, line in content.lines.items()},

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.criterion import (
-    AttentionConfig,
     CrossEntropyConfig,
-    DistillationConfig,
-    HiddenConfig,
+    HardEmConfig,
+    MinimumRiskConfig,
     ModelAndBaseConfig,
 )
+from ds_seq.config.distillation import AttentionConfig, DistillationConfig, HiddenConfig
 from ds_seq.criterions.base import Criterion, Loss, PlainCriterion
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.distillation import Distillation
@@ -23,6 +23,9 @@ from ds_seq.criterions.teacher import Teacher, TeacherOutput
 from ds_seq.criterions.token_loss import Distil
 from ds_seq.names import ROUTER_LOSSES
 from ds_seq.plugins import find_plugin
+
+if TYPE_CHECKING:
+    from ds_seq.criterions.generator import Generation
 
 __all__ = [
     "CRITERIONS",
@@ -38,7 +41,10 @@ __all__ = [
 
 
 def _cross_entropy(
-    config: CrossEntropyConfig, teacher: Teacher | None, tags: Collection[int]
+    config: CrossEntropyConfig,
+    teacher: Teacher | None,
+    tags: Collection[int],
+    generation: Generation | None,
 ) -> Criterion:
     if config.r_drop:
         from ds_seq.criterions.r_drop import RDrop  # only where it is used
@@ -48,7 +54,10 @@ def _cross_entropy(
 
 
 def _distillation(
-    config: DistillationConfig, teacher: Teacher | None, tags: Collection[int]
+    config: DistillationConfig,
+    teacher: Teacher | None,
+    tags: Collection[int],
+    generation: Generation | None,
 ) -> Criterion:
     assert teacher is not None, "the teacher of criterion.teacher or criterion.cache must be loaded"
     return Distillation(
@@ -88,22 +97,73 @@ def matched_layers(config: HiddenConfig | AttentionConfig) -> MatchedLayers:
     return MatchedLayers(config.match, config.encoder, config.decoder)
 
 
-def _model_and_base(
-    config: ModelAndBaseConfig, teacher: Teacher | None, tags: Collection[int]
+def _minimum_risk(
+    config: MinimumRiskConfig,
+    teacher: Teacher | None,
+    tags: Collection[int],
+    generation: Generation | None,
 ) -> Criterion:
-    base = build_criterion(config.base, teacher, tags)
+    # only where it is used
+    from ds_seq.criterions.generator import Generator, candidate_search
+    from ds_seq.criterions.minimum_risk import MinimumRiskTraining
+    from ds_seq.scores.sentence_errors import sentence_errors
+    from ds_seq.search.sampling import Sampling
+
+    assert generation is not None, "minimum_risk needs what the run generates with"
+    drawn = Sampling(top_k=0, top_p=1.0, epsilon=0.0, seed=generation.seed)
+    sampling = drawn if config.search == "sampling" else None
+    search = candidate_search(generation.search, config.candidates, sampling, config.temperature)
+    return MinimumRiskTraining(
+        Generator(search, generation.seed),
+        sentence_errors(config.metric, generation.target_lang, generation.tokenizer),
+        config.sharpness,
+        config.include_reference,
+        config.ce_weight,
+        CrossEntropy(config.label_smoothing, config.smoothing),
+    )
+
+
+def _hard_em(
+    config: HardEmConfig,
+    teacher: Teacher | None,
+    tags: Collection[int],
+    generation: Generation | None,
+) -> Criterion:
+    # only where it is used
+    from ds_seq.criterions.hard_em import HardEm
+    from ds_seq.text.experts import expert_ids
+
+    assert generation is not None, "hard_em needs the vocabulary of the run"
+    starts = expert_ids(generation.tokenizer, config.experts)
+    return HardEm(starts, CrossEntropy(config.label_smoothing, config.smoothing))
+
+
+def _model_and_base(
+    config: ModelAndBaseConfig,
+    teacher: Teacher | None,
+    tags: Collection[int],
+    generation: Generation | None,
+) -> Criterion:
+    base = build_criterion(config.base, teacher, tags, generation)
     return ModelAndBase(base, config.loss_weights, ROUTER_LOSSES)
 
 
-CRITERIONS: dict[str, Callable[[Any, Teacher | None, Collection[int]], Criterion]] = {
+_Build = Callable[[Any, Teacher | None, Collection[int], "Generation | None"], Criterion]
+
+CRITERIONS: dict[str, _Build] = {
     "cross_entropy": _cross_entropy,
     "distillation": _distillation,
+    "minimum_risk": _minimum_risk,
+    "hard_em": _hard_em,
     "model_and_base": _model_and_base,
 }
 
 
 def build_criterion(
-    config: Any, teacher: Teacher | None, user_symbol_ids: Collection[int] = ()
+    config: Any,
+    teacher: Teacher | None,
+    user_symbol_ids: Collection[int] = (),
+    generation: Generation | None = None,
 ) -> Criterion:
     """Build the criterion that `config.name` names, ours or `package.module:Name`.
 
@@ -111,9 +171,10 @@ def build_criterion(
         config: criterion section of the experiment.
         teacher: teacher for distillation; other criterions ignore it.
         user_symbol_ids: ids of the language tags with which a source may start.
+        generation: search and vocabulary of the run, for `minimum_risk` and `hard_em`.
     """
     make = find_plugin("criterion", config.name, CRITERIONS)
     if isinstance(config, ExternalConfig):
         made = make(**config.options)  # type: ignore[call-arg]
         return made if isinstance(made, Criterion) else PlainCriterion(made)
-    return make(config, teacher, user_symbol_ids)
+    return make(config, teacher, user_symbol_ids, generation)

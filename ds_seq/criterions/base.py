@@ -10,13 +10,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ds_seq.data.batch import Batch
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import Capture
+
+if TYPE_CHECKING:
+    from ds_seq.search.beam_search import AnyRank
+
+
+class Current(NamedTuple):
+    """The model as it is in an update, before the batch passes through it."""
+
+    model: nn.Module
+    update: int
+    """Number of updates before this one, on which all draws depend."""
+    any_rank: AnyRank | None = None
+    """See `BeamSearch.search`; None if no forward is a collective."""
 
 
 class Loss(NamedTuple):
@@ -49,12 +62,26 @@ class Criterion(ABC):
         is_collective: whether ranks compute a loss together, because they share a teacher.
         num_passes: how often the model reads a batch in training, with other dropout each time. The
             rows of the logits are those of the first pass, then those of the second, and so on.
+        prepares: whether `prepare` is called with each batch first.
     """
 
     training: bool = True
     capture: Capture = "none"
     is_collective: bool = False
     num_passes: int = 1
+    prepares: bool = False
+
+    def prepare(self, batch: Batch, current: Current) -> Batch:
+        """Return the batch that the model is to read instead.
+
+        It is what `__call__` receives, too. A collective if a forward is one: ranks with empty
+        batches take part.
+
+        Args:
+            batch: batch of the data, on the device.
+            current: the model, whose mode is restored.
+        """
+        return batch
 
     @abstractmethod
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ds_seq.criterions.base import Criterion, Loss
+from ds_seq.criterions.base import Criterion, Current, Loss
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
@@ -41,6 +41,7 @@ class ModelAndBase(Criterion):
                 f"known: {', '.join(known)}"
             )
         self.base, self.capture, self.num_passes = base, base.capture, base.num_passes
+        self.prepares = base.prepares
         self.weights = {name: float(weights.get(name, 1.0) or 0.0) for name in known}
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
@@ -50,11 +51,15 @@ class ModelAndBase(Criterion):
         total = self.weights[BASE] * base.total
         parts = dict(base.parts)
         for name, loss in output.router_losses.items():
-            in_tokens = loss * batch.num_tokens
+            in_tokens = loss * batch.counted_tokens
             parts[name] = in_tokens.detach()
             if self.weights[name] != 0.0:
                 total = total + self.weights[name] * in_tokens
         return Loss(total, parts, base.total if base.tokens is None else base.tokens)
+
+    def prepare(self, batch: Batch, current: Current) -> Batch:
+        """See `Criterion.prepare`."""
+        return self.base.prepare(batch, current)
 
     def train(self, mode: bool = True) -> None:
         """See `Criterion.train`."""

@@ -35,6 +35,25 @@ class TopTokens(NamedTuple):
     """(N, K) float32, natural logarithms of their probabilities among all tokens."""
 
 
+class Candidates(NamedTuple):
+    """The targets of a batch that has several for each source."""
+
+    sentence: Tensor
+    """(B,) int64, number of the source of each target, from 0."""
+    column: Tensor
+    """(B,) int64, number of each target among those of its source, from 0."""
+    cost: Tensor
+    """(B,) float32, error of each target, 0 for a perfect one."""
+    is_compared: Tensor
+    """(B,) bool, whether the target is one of those whose expected error counts."""
+    is_reference: Tensor
+    """(B,) bool, whether it is the reference."""
+    share: Tensor
+    """(sources,) float32, number of tokens of each reference."""
+    num_tokens: int
+    """Number of tokens of all references."""
+
+
 class Seq2SeqInputs(NamedTuple):
     """The inputs of an encoder-decoder."""
 
@@ -70,6 +89,7 @@ class Batch(Generic[InputsT]):
         num_sentences: number of examples; 0 in an empty batch, whose tensors nevertheless have one
             row of padding.
         teacher: top tokens of a cached teacher, one row per real label, or None.
+        candidates: what is known of the targets if a criterion has generated them, or None.
     """
 
     indices: Tensor
@@ -79,6 +99,12 @@ class Batch(Generic[InputsT]):
     num_tokens: int
     num_sentences: int
     teacher: TopTokens | None = None
+    candidates: Candidates | None = None
+
+    @property
+    def counted_tokens(self) -> int:
+        """Number of tokens by which the loss of the batch is divided: those of the data."""
+        return self.num_tokens if self.candidates is None else self.candidates.num_tokens
 
     @cached_property
     def real_labels(self) -> Tensor:
@@ -115,6 +141,7 @@ class Batch(Generic[InputsT]):
             labels=once(self.labels),
             mask=once(self.mask),
             teacher=None if self.teacher is None else TopTokens(*map(once, self.teacher)),
+            candidates=None if self.candidates is None else Candidates(*map(once, self.candidates)),
         )
 
 
@@ -138,8 +165,7 @@ def seq2seq_batch(
     """
     source_ids, source_mask = pad_block(source, symbols.pad, pad_to_multiple)
     labels, mask = pad_block(target, symbols.pad, pad_to_multiple)
-    shifted = torch.full_like(labels, symbols.start)
-    shifted[:, 1:] = labels[:, :-1].masked_fill(~mask[:, 1:], symbols.pad)
+    shifted = shift(labels, mask, symbols)
     num_tokens, num_sentences = len(target.tokens), len(target.lengths)
     return Batch(
         torch.arange(num_sentences) if indices is None else indices,
@@ -150,6 +176,13 @@ def seq2seq_batch(
         num_sentences,
         teacher,
     )
+
+
+def shift(labels: Tensor, mask: Tensor, symbols: Symbols) -> Tensor:
+    """Return the input of the decoder (B, T) for labels (B, T): the start symbol comes first."""
+    shifted = torch.full_like(labels, symbols.start)
+    shifted[:, 1:] = labels[:, :-1].masked_fill(~mask[:, 1:], symbols.pad)
+    return shifted
 
 
 def empty_seq2seq_batch(symbols: Symbols, teacher: TopTokens | None = None) -> Batch[Seq2SeqInputs]:

@@ -5,12 +5,15 @@ Shapes: see `ds_seq.data.batch`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from ds_seq.data.batch import Batch, Seq2SeqInputs, TopTokens
+from ds_seq.data.batch import Batch, Seq2SeqInputs, TopTokens, pad_rows, shift
 from ds_seq.errors import UserError
+from ds_seq.text.tokenizer import Symbols
 
 
 def can_split(batch: Batch) -> bool:
@@ -55,6 +58,44 @@ def repeated(batch: Batch, times: int) -> Batch:
         num_tokens=batch.num_tokens * times,
         num_sentences=batch.num_sentences * times,
         teacher=None if teacher is None else TopTokens(*(t.repeat(times, 1) for t in teacher)),
+    )
+
+
+def with_targets(
+    batch: Batch[Seq2SeqInputs],
+    sentences: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    symbols: Symbols,
+) -> Batch[Seq2SeqInputs]:
+    """Return a batch of the sources of another one and new targets, on the same device.
+
+    Args:
+        batch: batch with the sources; its labels are not used.
+        sentences: number of the source of each target in the batch.
+        targets: ids of at least one target, each with the end symbol.
+        symbols: special symbols of the target.
+    """
+    source, device = batch.inputs.source, batch.labels.device
+    rows = torch.tensor(sentences, device=device)
+    source_mask = batch.inputs.source_mask.index_select(0, rows)
+    labels, mask = pad_rows(targets, symbols.pad)
+    shifted = shift(labels, mask, symbols).to(device)
+    mask = mask.to(device)
+    num_tokens = sum(map(len, targets))
+    return Batch(
+        indices=batch.indices.index_select(0, rows),
+        inputs=Seq2SeqInputs(
+            source.index_select(0, rows),
+            source_mask,
+            shifted,
+            mask,
+            num_tokens,
+            int(source_mask.sum()),
+        ),
+        labels=labels.to(device),
+        mask=mask,
+        num_tokens=num_tokens,
+        num_sentences=len(targets),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
-from ds_seq.runs.card import LoadedRun, ModelCard
+from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
 
 
@@ -37,6 +38,24 @@ def load_huggingface(
     card = ModelCard.of_experiment(made.config, made.tokenizers)
     made.model.requires_grad_(False)
     return LoadedRun(card, made.config.model, made.model, folder, made.config)
+
+
+def open_huggingface(folder: Path, config: ExperimentConfig) -> StoredRun:
+    """Open the weights of a Hugging Face folder with which an experiment begins.
+
+    Args:
+        folder: folder with model and tokenizer.
+        config: the experiment, which has the languages.
+
+    Raises:
+        UserError: the model has no counterpart, or a file is missing or damaged.
+    """
+    from ds_seq.runs.formats.huggingface.importing import read_folder
+    from ds_seq.runs.formats.huggingface.origin import languages_of
+
+    read = read_folder(folder, config.name, languages_of(config))
+    card = ModelCard.of_experiment(read.config, read.tokenizers)
+    return StoredRun(card, read.config.model, read.source, read.config)
 
 
 def refuse_huggingface(path: Path) -> None:

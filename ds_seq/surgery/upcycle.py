@@ -10,6 +10,7 @@ Shapes: `D` model width, `F` feed-forward width (the fused `2F` with a gate).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts, expert_generator
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import STACKS
+from ds_seq.runs.foreign import is_huggingface, open_huggingface
 from ds_seq.runs.open import open_run
 from ds_seq.weights.fill import Allowed, Differences, fill, read_like
 from ds_seq.weights.selection import Selection, listed
@@ -82,7 +84,11 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
     """
     train = config.train
     assert train.init_from is not None
-    stored = open_run(train.init_from, train.init_checkpoint)
+    path = Path(train.init_from)
+    if is_huggingface(path):
+        stored = open_huggingface(path, config)
+    else:
+        stored = open_run(path, train.init_checkpoint)
     stored.require_full_precision()
     theirs = stored.tokenizers.fingerprint
     if theirs != fingerprint:
@@ -273,11 +279,20 @@ def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
         return
     old, new = _meaning(theirs), _meaning(ours)
     for key in ours.shapeless if isinstance(ours, OtherModel) else _SHAPELESS:
-        if old[key] != new[key] and (key, old[key]) not in _STARTING_POINTS:
+        is_start = (key, old[key]) in _STARTING_POINTS or _begins_dilated(key, theirs, ours)
+        if old[key] != new[key] and not is_start:
             raise UserError(
                 f"train.init_from: {run} has model.{key} {old[key]}, the experiment {new[key]}; "
                 "use the former, with which its weights were trained"
             )
+
+
+def _begins_dilated(key: str, theirs: ModelConfig, ours: ModelConfig) -> bool:
+    """Return whether a stack begins dilated attention with the maps of attention of any kind."""
+    return any(
+        key == f"{stack}_mixer" and ours.dilated_of(stack) and theirs.has_self_attention(stack)
+        for stack in STACKS
+    )
 
 
 def _meaning(model: ModelConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The model of a run at its start, and the engine that trains it."""
+"""The model of a run at its start, its criterion, and the engine that trains it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from ds_seq.criterions import Criterion, Teacher
+from ds_seq.config.criterion import HardEmConfig, MinimumRiskConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.criterions import Criterion, Teacher, build_criterion
 from ds_seq.distill.projection import attach_projection, build_projection
 from ds_seq.distill.teacher import LiveTeacher
 from ds_seq.distributed import World
@@ -84,6 +86,23 @@ def _mark(model: Markers, markers: Mapping[str, int], tokenizer: Tokenizer) -> N
                 "to data.vocab.user_symbols and prepare the data again, or name one that is"
             )
     model.mark({ids[piece]: chosen for piece, chosen in markers.items()})
+
+
+def criterion_of(config: ExperimentConfig, task: Task, teacher: Teacher | None) -> Criterion:
+    """Build the criterion of an experiment; one that generates uses its search and vocabulary."""
+    tags = sorted(task.tokenizers.source.tag_ids)
+    _, base = config.base_criterion
+    if not isinstance(base, MinimumRiskConfig | HardEmConfig):
+        return build_criterion(config.criterion, teacher, tags)
+    # only where it is used
+    from ds_seq.criterions.generator import Generation
+    from ds_seq.generation.build import build_search
+
+    longest = min(config.model.max_positions, config.data.max_target_length)
+    search = build_search(config.generation, task.symbols, longest)
+    tokenizer, seed = task.tokenizers.target, config.train.seed
+    generation = Generation(search, tokenizer, config.data.target_lang, seed)
+    return build_criterion(config.criterion, teacher, tags, generation)
 
 
 def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Engine:

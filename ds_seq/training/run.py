@@ -19,9 +19,10 @@ distributed.import_deepspeed()
 
 
 from ds_seq.config.changes import TEACHER, settings
-from ds_seq.config.experiment import ExperimentConfig, on_world
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.notes import notes
-from ds_seq.criterions import Teacher, build_criterion
+from ds_seq.config.world import on_world
+from ds_seq.criterions import Teacher
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.distill.build import build_teacher
@@ -34,6 +35,7 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
+from ds_seq.text.experts import expert_ids
 from ds_seq.training.batch_ids import pair_numbers
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import Engine
@@ -48,7 +50,7 @@ from ds_seq.training.inputs import (
 )
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.opening import open_log, open_saves
-from ds_seq.training.parts import build_engine, build_start
+from ds_seq.training.parts import build_engine, build_start, criterion_of
 from ds_seq.training.progress import Window, costs_of
 from ds_seq.training.restore import criterion_state, restore
 from ds_seq.training.resuming import check_options, choose_start
@@ -227,8 +229,7 @@ def _build(
         model, start_notes = build_start(setup, task, world, teacher)
         is_auto = config.train.max_tokens == "auto"
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
-        tags = sorted(task.tokenizers.source.tag_ids)
-        criterion = build_criterion(config.criterion, teacher, tags)
+        criterion = criterion_of(config, task, teacher)
         names = [] if config.train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
         ends = config.data.mixing.stage_metrics
@@ -287,7 +288,11 @@ def _scorer(
     """Return the scorer of the validation split, which decodes as `generate` does, or None."""
     positions = config.model.max_positions
     _, search, limits = build_decoding(
-        config.generation, task.symbols, positions, config.longest_source
+        config.generation,
+        task.symbols,
+        positions,
+        config.longest_source,
+        experts=expert_ids(task.tokenizers.target, config.experts) if config.experts else (),
     )
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(

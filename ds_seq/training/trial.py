@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.criterions.base import Criterion
+from ds_seq.criterions.base import Criterion, Current
 from ds_seq.data.source import Dataset
 from ds_seq.data.splitting import repeated
 from ds_seq.errors import UserError
@@ -135,8 +135,10 @@ def _try(
             # the module itself and `grad`: DeepSpeed's engine has hooks that count backwards, and
             # gradients that stay
             passes = criterion.num_passes
-            read = batch if passes == 1 else repeated(batch, passes)
-            loss = criterion(engine.module(read.inputs, criterion.capture), batch)
+            current = Current(engine.module, 0)
+            given = criterion.prepare(batch, current) if criterion.prepares else batch
+            read = given if passes == 1 else repeated(given, passes)
+            loss = criterion(engine.module(read.inputs, criterion.capture), given)
             torch.autograd.grad(loss.total, weights, allow_unused=True)
             if is_cuda:
                 torch.cuda.synchronize(engine.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import activity, distributed
-from ds_seq.criterions.base import Criterion
+from ds_seq.criterions.base import Criterion, Current
 from ds_seq.data.batch import Batch
 from ds_seq.data.splitting import can_split, emptied, repeated
 from ds_seq.generation.memory import is_out_of_memory
@@ -105,15 +105,17 @@ class UpdateRunner:
         engine.module.train()
         lr = engine.schedule.lr
         _seed_update(self._seed, number, engine.device)
+        any_rank = distributed.any_rank if engine.forward_is_collective else None
+        current = Current(engine.module, number, any_rank)
         # undo DeepSpeed's averaging over ranks and accumulation steps: the mean is per token
         scale = distributed.world_size() * engine.accumulate / max(update.tokens, 1.0)
         result, figures, failure = None, [], None
         with engine.accumulation.of(len(update.batches)) as begin:
             for place, batch in enumerate(update.batches):
                 begin(place)
-                done = self._try(batch, scale) if failure is None else None
+                done = self._try(batch, scale, current) if failure is None else None
                 if done is None:
-                    done = self._run(emptied(batch), 0.0, poison=failure is None)
+                    done = self._run(emptied(batch), 0.0, current, poison=failure is None)
                     failure = failure or Failure(place, batch)
                 figures.append(done)
                 with self._timing.span("step"):
@@ -129,10 +131,10 @@ class UpdateRunner:
             self._balancer.discard()
         return Attempt(update, result, lr, figures, failure)
 
-    def _try(self, batch: Batch, scale: float) -> BatchFigures | None:
+    def _try(self, batch: Batch, scale: float, current: Current) -> BatchFigures | None:
         """Run forward and backward; return None if memory has run out and all is tidied up."""
         try:
-            return self._run(batch, scale)
+            return self._run(batch, scale, current)
         except (RuntimeError, MemoryError) as error:
             is_tidy = is_out_of_memory(error) and self._survives and can_split(batch)
             if not is_tidy or not self.engine.accumulation.forget_backward():
@@ -141,12 +143,15 @@ class UpdateRunner:
             torch.cuda.empty_cache()
         return None
 
-    def _run(self, host_batch: Batch, scale: float, poison: bool = False) -> BatchFigures:
+    def _run(
+        self, host_batch: Batch, scale: float, current: Current, poison: bool = False
+    ) -> BatchFigures:
         batch = host_batch.to(self.engine.device, non_blocking=True)
         with self._timing.span("forward"):
-            passes = self._criterion.num_passes
-            output = self.engine(batch if passes == 1 else repeated(batch, passes))
-            loss = self._criterion(output, batch)
+            criterion, passes = self._criterion, self._criterion.num_passes
+            read = criterion.prepare(batch, current) if criterion.prepares else batch
+            output = self.engine(read if passes == 1 else repeated(read, passes))
+            loss = criterion(output, read)
         total = loss.total * scale
         if poison:  # an empty batch has no row through which NaN could reach the weights
             total = total + math.nan * self._smallest.float().sum()

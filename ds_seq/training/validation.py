@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ds_seq import activity
-from ds_seq.criterions.base import Criterion
+from ds_seq import activity, distributed
+from ds_seq.criterions.base import Criterion, Current
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share
@@ -157,8 +157,12 @@ class Validator:
     def _loss(self, max_batches: int | None) -> dict[str, Any]:
         sums, by_file = LossSums(), FileLosses(self._files)
         device = self._engine.device
+        any_rank = distributed.any_rank if self._engine.forward_is_collective else None
+        current = Current(self._engine.module, 0, any_rank)
         for host_batch in islice(self._batches(), max_batches):
             batch = host_batch.to(device, non_blocking=True)
+            if self._criterion.prepares:
+                batch = self._criterion.prepare(batch, current)
             output = self._engine(batch)
             loss = self._criterion(output, batch)
             # without the losses of routers, which would hide differences between models

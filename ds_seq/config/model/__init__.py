@@ -9,11 +9,16 @@ from ds_seq.config.model.recurrent import RecurrentConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import ModelSize, OtherModel
 from ds_seq.config.model.transformer import TransformerConfig
-from ds_seq.config.model.union import ExternalModelConfig, ModelConfig
+from ds_seq.config.model.union import (
+    ExternalModelConfig,
+    HuggingFaceModelConfig,
+    ModelConfig,
+)
 
 __all__ = [
     "ExternalModelConfig",
     "ExternalRouterConfig",
+    "HuggingFaceModelConfig",
     "ModelConfig",
     "ModelSize",
     "OtherModel",

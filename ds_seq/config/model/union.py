@@ -1,8 +1,8 @@
-"""The `model` section: a built-in model or an external one."""
+"""The `model` section: a built-in model, one of transformers, or an external one."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -28,9 +28,31 @@ class ExternalModelConfig(TransformerFields):
         """Return None: the size is unknown before the model is built."""
 
 
+class HuggingFaceModelConfig(TransformerFields):
+    """A folder that `save_pretrained` of transformers wrote: model, vocabulary and first weights.
+
+    `ds_seq.config.load` replaces the section by that of the Transformer that the folder describes.
+    Options that fit other weights can be given besides it; see `ds_seq.config.huggingface.expand`.
+    """
+
+    name: Literal["huggingface"] = Field(description="Selects a folder of transformers.")
+    path: str = Field(
+        description="The folder; its vocabulary becomes `data.vocab`, its weights "
+        "`train.init_from`."
+    )
+
+    def field_errors(self) -> list[tuple[str, str]]:
+        """Refuse a section that has not been replaced."""
+        return [("name", "huggingface is read by `ds_seq.config.load` only; load the file with it")]
+
+    def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> None:
+        """Return None: the folder has not been read."""
+
+
 ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[RecurrentConfig, Tag("recurrent")]
+    | Annotated[HuggingFaceModelConfig, Tag("huggingface")]
     | Annotated[ExternalModelConfig, Tag("external")],
     Discriminator(plugin_tag("transformer")),
 ]

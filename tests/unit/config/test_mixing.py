@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ds_seq.config.changes import GROUP, HARMLESS, TRAINING, changes, settings
-from ds_seq.config.experiment import ExperimentConfig, on_world
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
+from ds_seq.config.world import on_world
 from ds_seq.errors import UserError
 
 DATA: dict[str, Any] = {

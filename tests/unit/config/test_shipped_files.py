@@ -12,6 +12,7 @@ from ds_seq.config.load import load_experiment
 from ds_seq.config.optim import AdamConfig, InverseSqrtConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+MARIAN = CONFIGS.parent / "tests" / "data" / "huggingface" / "marian"
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.yaml"))
 DS_JSONS = sorted((CONFIGS / "ds_config").glob("*.json"))
 
@@ -25,7 +26,8 @@ def test_experiments_load_from_any_folder(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = load_experiment(path)
+    here = [f"model.path={MARIAN}"] if path.stem == "finetune_huggingface" else []
+    config = load_experiment(path, here)
     assert config.name == path.stem
     engine_config_for(config, world_size=config.train.expert_parallel)
 

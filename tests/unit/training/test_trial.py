@@ -36,7 +36,7 @@ class _Model(nn.Module):
 class _Criterion:
     """Passes the output on."""
 
-    capture, training, num_passes = "none", True, 1
+    capture, training, num_passes, prepares = "none", True, 1, False
 
     def train(self, mode: bool) -> None:
         self.training = mode

@@ -25,7 +25,7 @@ TOKENS = (4, 2, 0)
 class Engine(SimpleNamespace):
     """Looks at the mode that it runs in; averages no weights."""
 
-    ema = None
+    ema, forward_is_collective = None, False
 
     def __call__(self, batch: Any) -> ModelOutput:
         assert not self.module.training and not torch.is_grad_enabled()

@@ -1,31 +1,49 @@
-"""Choose the family that reads a Hugging Face config."""
+"""What a Hugging Face folder holds: the sections of its model, and where its tensors are."""
 
 from __future__ import annotations
 
-from ds_seq.errors import UserError
-from ds_seq.runs.formats.huggingface.families import FAMILIES, Config, Described, Tensors
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple
+
+from ds_seq.config.huggingface.experts import sections
+from ds_seq.config.huggingface.facts import Facts
+from ds_seq.runs.formats.huggingface.families import FAMILIES
+from ds_seq.runs.formats.huggingface.mapping import Names
 from ds_seq.runs.formats.huggingface.moe_families import MOE_FAMILIES
 
 _ALL = {**FAMILIES, **MOE_FAMILIES}
 
 
-def describe(config: Config, theirs: Tensors, path: str) -> Described:
+class Described(NamedTuple):
+    """A model of ds_seq.
+
+    Attributes:
+        section: fields of `model`.
+        names: its tensors.
+        copies: tensors of theirs that are not read -> why.
+        criterion: fields of `criterion`; empty: its defaults.
+    """
+
+    section: dict[str, Any]
+    names: Names
+    copies: Mapping[str, str]
+    criterion: dict[str, Any]
+
+
+def describe(
+    settings: Mapping[str, Any], facts: Facts, stored: Container[str], path: str
+) -> Described:
     """Return the model of ds_seq that a `config.json` describes.
 
     Args:
-        config: its content.
-        theirs: the tensors by name, which may say more than the config.
+        settings: its content.
+        facts: what the tensors say beyond it.
+        stored: names of the tensors.
         path: the folder, for messages.
 
     Raises:
         UserError: no model is like it; the message names what differs.
     """
-    name = config.get("model_type")
-    family = _ALL.get(str(name))
-    if config.get("auto_map"):
-        raise UserError(f"{path}: its model is code of its own (auto_map), which is never run here")
-    if family is None:
-        raise UserError(
-            f"{path}: model_type {name!r} cannot be imported; there are {', '.join(_ALL)}"
-        )
-    return family(config, theirs, path)
+    model, criterion = sections(settings, facts, path)
+    names, copies = _ALL[settings["model_type"]](settings, model, facts, stored)
+    return Described(model, names, copies, criterion)

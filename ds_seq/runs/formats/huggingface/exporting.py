@@ -17,24 +17,18 @@ from torch import Tensor, nn
 
 from ds_seq.config.base import NamedConfig
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.huggingface.dense import ACTIVATIONS, GATED
+from ds_seq.config.huggingface.experts import NLLB_MOE, SWITCH
+from ds_seq.config.huggingface.facts import OUTPUT_TABLE, SOURCE_TABLE, TARGET_TABLE, Facts
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
 from ds_seq.runs.formats.huggingface.comparison import check_written
-from ds_seq.runs.formats.huggingface.describe import describe
-from ds_seq.runs.formats.huggingface.families import (
-    ACTIVATIONS,
-    GATED,
-    OUTPUT_OF_SIDES,
-    SOURCE_OF_SIDES,
-    TARGET_OF_SIDES,
-    Described,
-)
+from ds_seq.runs.formats.huggingface.describe import Described, describe
 from ds_seq.runs.formats.huggingface.mapping import Names, Orders
 from ds_seq.runs.formats.huggingface.moe_exporting import ARCHITECTURES as MOE_ARCHITECTURES
 from ds_seq.runs.formats.huggingface.moe_exporting import check_experts, moe_settings
-from ds_seq.runs.formats.huggingface.moe_families import NLLB_MOE, SWITCH
 from ds_seq.runs.formats.huggingface.origin import Origin, languages_of
 from ds_seq.runs.formats.huggingface.vocabulary import save_vocabulary
 from ds_seq.runs.open import DTYPES
@@ -108,7 +102,7 @@ class HuggingFaceExporter:
                 f"{model.positions.name}; use another --format"
             )
         self._settings = self._make_settings()
-        self._described({})  # refuses what the family does not have
+        self._described()  # refuses what the family does not have
 
     def save(
         self, model: nn.Module, tokenizers: Tokenizers, folder: Path, dtype: str = "fp32"
@@ -133,13 +127,13 @@ class HuggingFaceExporter:
         """
         ours = {name: value.detach() for name, value in model_tensors(model)}
         theirs = self._stored_positions(cast(Seq2SeqTransformer, model))
-        described = self._described(theirs)
+        described = self._described()
         for stack in ("encoder", "decoder"):  # computed here, stored there
             if f"{stack}.positions.weight" not in ours:
                 described.names.pop(f"{stack}.positions.weight", None)
         theirs |= _turned_around(described.names, ours, self._origin.orders)
         if self._kind == "fsmt" and self._model.shares_output:
-            theirs[OUTPUT_OF_SIDES] = theirs[TARGET_OF_SIDES].clone()
+            theirs[OUTPUT_TABLE] = theirs[TARGET_TABLE].clone()
         if self._kind in ("bart", "mbart", "marian", "pegasus"):
             theirs.setdefault("final_logits_bias", torch.zeros(1, len(self._tokenizers.target)))
         precision = DTYPES[dtype]
@@ -218,19 +212,16 @@ class HuggingFaceExporter:
             "scale_decoder_outputs": is_scaled,
         }
 
-    def _described(self, theirs: Mapping[str, Tensor]) -> Described:
+    def _described(self) -> Described:
         """Read the settings back, and refuse a model that they do not describe."""
-        stand_in = dict(theirs)
-        if not self._model.shares_output:
-            stand_in["lm_head.weight"] = torch.zeros(1)
-        if self._model.output_bias:
-            stand_in["final_logits_bias"] = torch.ones(1)
-        if self._kind == "fsmt":
-            output = torch.zeros(1) if self._model.shares_output else torch.ones(1)
-            names = (SOURCE_OF_SIDES, TARGET_OF_SIDES, OUTPUT_OF_SIDES)
-            stand_in |= dict(zip(names, (torch.zeros(1), torch.zeros(1), output), strict=True))
+        facts = Facts(
+            has_output=not self._model.shares_output,
+            has_bias=self._model.output_bias,
+            has_positions=self._model.positions.name == "learned",
+        )
         where = f"--format hf, as {self._kind}"
-        described = describe(self._settings, stand_in, where)
+        tables = (SOURCE_TABLE, TARGET_TABLE, OUTPUT_TABLE)
+        described = describe(self._settings, facts, tables, where)
         found = TransformerConfig.model_validate(
             {"max_positions": self._model.max_positions, **described.section}
         )

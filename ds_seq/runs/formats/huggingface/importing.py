@@ -10,28 +10,19 @@ from typing import Any, NamedTuple
 import torch
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.huggingface.experiment import generation, longest, vocabulary
+from ds_seq.config.huggingface.folder import read_settings
 from ds_seq.config.load import read_experiment
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.names import HUGGINGFACE
-from ds_seq.runs.formats.huggingface.describe import describe
-from ds_seq.runs.formats.huggingface.families import Described
-from ds_seq.runs.formats.huggingface.folder import FolderTensors, read_settings
+from ds_seq.runs.formats.huggingface.describe import Described, describe
+from ds_seq.runs.formats.huggingface.folder import FolderTensors
 from ds_seq.runs.formats.huggingface.mapping import account
 from ds_seq.runs.formats.huggingface.source import HuggingFaceSource, orders_of
 from ds_seq.runs.formats.imported import Entry, Imported
 from ds_seq.text.build import train_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.weights.fill import model_tensors
-
-_LONGEST = 512
-# ours <- theirs, of generation_config.json or config.json
-_GENERATION = {
-    "beam": "num_beams",
-    "length_penalty": "length_penalty",
-    "no_repeat_ngram": "no_repeat_ngram_size",
-    "max_len_b": "max_length",
-}
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ def read_folder(folder: Path, name: str, languages: Languages) -> Read:
     """
     settings = read_settings(folder, "config.json")
     theirs = FolderTensors(folder)
-    described = describe(settings, theirs, str(folder))
+    described = describe(settings, theirs.facts(settings), theirs, str(folder))
     config = _experiment(folder, settings, described, name, languages)
     tokenizers = train_tokenizers(config.data, [])
     entries = account(described.names, theirs, described.copies)
@@ -148,7 +139,7 @@ def _experiment(
         found[f"{side}_lang"] = code
     codes = {key: vars(languages)[key] for key in ("source_code", "target_code")}
     codes |= {"source_prefix": languages.source_prefix or ""}
-    length = min(described.section.get("max_positions", _LONGEST), _LONGEST * 2)
+    length = longest(described.section)
     described.section.setdefault("max_positions", length)
     return read_experiment(
         {
@@ -158,37 +149,12 @@ def _experiment(
                 "dir": f"data/{name}",
                 "max_source_length": length,
                 "max_target_length": length,
-                "vocab": _vocabulary(folder, settings, codes),
+                "vocab": vocabulary(folder, settings, codes),
             },
             "model": described.section,
             **({"criterion": described.criterion} if described.criterion else {}),
             "train": {"max_tokens": max(4096, length)},
             "validation": {"metrics": [], "best": "loss"},
-            "generation": _generation(folder, settings, length),
+            "generation": generation(folder, settings, length),
         }
     )
-
-
-def _vocabulary(
-    folder: Path, settings: Mapping[str, Any], codes: Mapping[str, str | None]
-) -> dict[str, Any]:
-    """Return the section `data.vocab`."""
-    if settings["model_type"] != "fsmt":
-        section = {"path": str(folder), **codes}
-        return {"name": HUGGINGFACE, "size": settings["vocab_size"], "huggingface": section}
-    sides = {
-        side: {"size": settings[key], "huggingface": {"path": str(folder), "side": side}}
-        for side, key in (("source", "src_vocab_size"), ("target", "tgt_vocab_size"))
-    }
-    return {"joint": False, "name": HUGGINGFACE, **sides}
-
-
-def _generation(folder: Path, settings: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Return the section `generation`."""
-    given = dict(settings) | read_settings(folder, "generation_config.json", is_needed=False)
-    found = {
-        ours: given[theirs] for ours, theirs in _GENERATION.items() if given.get(theirs) is not None
-    }
-    found["max_len_a"] = 0.0
-    found["max_len_b"] = min(found.get("max_len_b", length), length) - 1
-    return found

@@ -7,16 +7,16 @@ from typing import Any
 
 from ds_seq.config.criterion import ModelAndBaseConfig
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.model import MoeConfig, TransformerConfig
-from ds_seq.errors import UserError
-from ds_seq.names import LOAD_BALANCE, ROUTER_Z, STACKS, Stack
-from ds_seq.runs.formats.huggingface.moe_families import (
+from ds_seq.config.huggingface.experts import (
     NLLB_MOE,
     SECOND_EXPERTS,
     SWITCH,
     every_nth,
     sparse_layers,
 )
+from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.errors import UserError
+from ds_seq.names import LOAD_BALANCE, ROUTER_Z, STACKS, Stack
 
 
 def moe_settings(kind: str, config: ExperimentConfig, model: TransformerConfig) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ds_seq import files
+from ds_seq.config.huggingface.folder import read_settings
 from ds_seq.errors import UserError
 from ds_seq.records import read_limited
 from ds_seq.runs.formats.huggingface.describe import describe
-from ds_seq.runs.formats.huggingface.folder import FolderTensors, read_settings
+from ds_seq.runs.formats.huggingface.folder import FolderTensors
 from ds_seq.runs.formats.huggingface.mapping import Names, Orders, take
 from ds_seq.text.huggingface import HuggingFaceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
@@ -107,5 +108,5 @@ def open_link(link: Path, tokenizers: Tokenizers) -> HuggingFaceSource:
     if files.fingerprint(folder / _CONFIG) != checksum:
         raise UserError(f"{folder / _CONFIG}: has changed since the import; import it again")
     tensors = FolderTensors(folder)
-    names = describe(settings, tensors, str(folder)).names
+    names = describe(settings, tensors.facts(settings), tensors, str(folder)).names
     return HuggingFaceSource(folder, tensors, names, orders_of(tokenizers))
