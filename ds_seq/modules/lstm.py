@@ -13,7 +13,7 @@ tokens of a batch; W ways: 2 if sequences are also read from their end, else 1.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -158,9 +158,38 @@ class Lstm(LstmWeights):
         if start is None:
             zeros = data.new_zeros(self.ways, num_sequences, self.hidden_size)
             start = LstmState(zeros, zeros)
-        y, hidden, cell = _lstm(data, sizes, start, weights, self.ways > 1)
+        y, hidden, cell = _lstm(data, sizes, start, _in_order(weights), self.ways > 1)
         parts = (part.transpose(0, 1).flatten(1) for part in (hidden, cell))  # (B, W H)
         return y, LstmState(*parts)
+
+
+class _Link(torch.autograd.Function):
+    """Returns its inputs; its backward comes before that of the link whose token it takes."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.view_as(weight), token.view_as(token)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _in_order(weights: list[Tensor]) -> list[Tensor]:
+    """Return weights whose gradients are complete in the reverse order, whatever the kernel.
+
+    PyTorch's kernel for one sequence is another one than for several. ZeRO stage 2 adds up the
+    gradients of all ranks in the order in which they come, so it must be the same everywhere.
+    """
+    if not torch.is_grad_enabled():
+        return weights
+    token = weights[0].new_zeros(())
+    linked = []
+    for weight in weights:
+        if weight.requires_grad:
+            weight, token = _Link.apply(weight, token)
+        linked.append(weight)
+    return linked
 
 
 def _lstm(

@@ -199,8 +199,9 @@ class DecoderLstm(Lstm):
     def _fed(self, x: Tensor, state: DecoderState, memory: Memory | None) -> Decoded:
         hidden, cell = list(state.layers.hidden.unbind(0)), list(state.layers.cell.unbind(0))
         fed = state.fed
-        # a single step is not divided into products with the embedding and with what is fed
-        known = self._divided(x) if x.size(1) > 1 else None
+        # Single steps of a search have one product for the input. In training it is divided at any
+        # length: ZeRO stage 2 needs gradients in the same order on all ranks.
+        known = self._divided(x) if x.size(1) > 1 or torch.is_grad_enabled() else None
         results, maps = [], []
         for step in range(x.size(1)):
             y = fed if known is not None else torch.cat([x[:, 0], fed], 1)
