@@ -236,12 +236,6 @@ class ExperimentConfig(Config):
         if criterion is None:
             return []
         errors = []
-        if criterion.cache is not None and self.data.long_pairs != "skip":
-            message = (
-                f"{self.data.long_pairs} changes pairs, but {where}.cache has outputs for whole "
-                "ones; use skip, or a live teacher"
-            )
-            errors.append(("data.long_pairs", message))
         tags = self.data.vocab.source_side.user_symbols
         if criterion.strategy == "global_language_wise" and not tags:
             errors.append(
