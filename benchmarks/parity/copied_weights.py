@@ -113,7 +113,7 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
     with torch.no_grad():
         for name, parameter in part.named_parameters():
             if name in names:
-                parameter.copy_(_joined(weights, names[name], invert=False))
+                parameter.copy_(_joined(weights, names[name], invert=False).view_as(parameter))
             else:
                 assert name.endswith("bias"), f"{case}: {name} has no counterpart"
                 parameter.zero_()
@@ -135,7 +135,7 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
         found, expected = ours[name].grad, _joined(gradients, parts, invert=True)
         assert found is not None, name
         largest = max(largest, float(expected.abs().max()))
-        worst = max(worst, float((found - expected).abs().max()))
+        worst = max(worst, float((found - expected.view_as(found)).abs().max()))
     return error, worst / largest
 
 

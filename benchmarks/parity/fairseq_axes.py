@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from parity.copied_weights import Cases, Names, Part, linear, norm, report
 
 SIDE = Path(__file__).with_name("fairseq_axes_side.py")
-_FIRST_POSITION = 2  # the padding id + 1
-_SINUSOIDAL = {"name": "sinusoidal", "offset": _FIRST_POSITION}
-_EMBEDDINGS = {
+FIRST_POSITION = 2  # the padding id + 1
+SINUSOIDAL = {"name": "sinusoidal", "offset": FIRST_POSITION}
+EMBEDDINGS = {
     "all": {"target_embedding": "encoder.embed_tokens"},
     "decoder": {
         "source_embedding": "encoder.embed_tokens",
@@ -35,7 +35,8 @@ _EMBEDDINGS = {
 }
 
 
-def _attention(ours: str, theirs: str, is_cross: bool) -> Names:
+def attention(ours: str, theirs: str, is_cross: bool) -> Names:
+    """Return where the weights of an attention come from."""
     names: Names = {}
     if is_cross:
         names |= linear(f"{ours}.query", f"{theirs}.q_proj", bias=True)
@@ -46,10 +47,10 @@ def _attention(ours: str, theirs: str, is_cross: bool) -> Names:
 
 
 def _layer(place: str, has_source: bool) -> Names:
-    names = _attention(f"{place}.self_attention", f"{place}.self_attn", is_cross=False)
+    names = attention(f"{place}.self_attention", f"{place}.self_attn", is_cross=False)
     residuals = {"self_attention": "self_attn_layer_norm", "feed_forward": "final_layer_norm"}
     if has_source:
-        names |= _attention(f"{place}.cross_attention", f"{place}.encoder_attn", is_cross=True)
+        names |= attention(f"{place}.cross_attention", f"{place}.encoder_attn", is_cross=True)
         residuals["cross_attention"] = "encoder_attn_layer_norm"
     for ours, theirs in residuals.items():
         names |= norm(f"{place}.{ours}_residual.norm", f"{place}.{theirs}", True)
@@ -61,11 +62,11 @@ def _names(section: dict[str, object]) -> Names:
     """Return where the weights of a model with this section come from."""
     shared = str(section.get("share_embeddings", "all"))
     names: Names = {
-        f"{ours}.weight": [Part(f"{theirs}.weight")] for ours, theirs in _EMBEDDINGS[shared].items()
+        f"{ours}.weight": [Part(f"{theirs}.weight")] for ours, theirs in EMBEDDINGS[shared].items()
     }
     for stack, depth in (("encoder", 3), ("decoder", 2)):
         if section.get("positions") == "learned":
-            table = Part(f"{stack}.embed_positions.weight", skip=_FIRST_POSITION)
+            table = Part(f"{stack}.embed_positions.weight", skip=FIRST_POSITION)
             names[f"{stack}.positions.weight"] = [table]
         if section.get("embedding_norm"):
             names |= norm(f"{stack}.embedding_norm", f"{stack}.layernorm_embedding", True)
@@ -77,7 +78,7 @@ def _names(section: dict[str, object]) -> Names:
 
 
 _SECTIONS: dict[str, dict[str, object]] = {
-    "post-norm, sinusoidal": {"positions": _SINUSOIDAL},
+    "post-norm, sinusoidal": {"positions": SINUSOIDAL},
     "pre-norm, learned, gelu": {
         "norm_position": "pre",
         "positions": "learned",
@@ -86,7 +87,7 @@ _SECTIONS: dict[str, dict[str, object]] = {
     },
     "no sharing, relu": {
         "norm_position": "pre",
-        "positions": _SINUSOIDAL,
+        "positions": SINUSOIDAL,
         "share_embeddings": "none",
     },
     "embedding norm, unscaled": {

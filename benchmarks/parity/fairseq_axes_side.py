@@ -44,8 +44,9 @@ CASES = {
 }
 
 
-def _model(flags: str) -> nn.Module:
-    words = ["unused", "--cpu", "--task", "translation", "--arch", "transformer"]
+def model_of(flags: str, arch: str = "transformer") -> nn.Module:
+    """Return a model of this architecture with these flags, with weights drawn anew."""
+    words = ["unused", "--cpu", "--task", "translation", "--arch", arch]
     words += [*_SIZES.split(), *flags.split(), "--dropout", "0"]
     words += ["--max-source-positions", str(MAX_POSITIONS)]
     words += ["--max-target-positions", str(MAX_POSITIONS)]
@@ -56,7 +57,8 @@ def _model(flags: str) -> nn.Module:
     return drawn(model)
 
 
-def _run(model: nn.Module) -> dict[str, Tensor]:
+def run(model: nn.Module) -> dict[str, Tensor]:
+    """Return inputs of a model, and its output."""
     values = sequences(VOCAB)
     lengths = values["source_mask"].sum(1)
     logits, _ = model(values["source"], lengths, values["target"])
@@ -65,8 +67,8 @@ def _run(model: nn.Module) -> dict[str, Tensor]:
 
 def main(out: str) -> None:
     """Run all cases."""
-    cases = {case: _model(flags) for case, flags in CASES.items()}
-    save_cases({case: (model, _run(model)) for case, model in cases.items()}, out)
+    cases = {case: model_of(flags) for case, flags in CASES.items()}
+    save_cases({case: (model, run(model)) for case, model in cases.items()}, out)
     print(json.dumps({"fairseq-fixed": version("fairseq-fixed")}))
 
 

@@ -42,6 +42,15 @@ def as_fairseq(model: TransformerConfig) -> dict[str, Any]:
             f"{stack}_normalize_before": model.norm_position == "pre",
             f"{stack}_learned_pos": model.positions.name == "learned",
         }
+        convolution = model.convolution_of(stack)
+        if convolution is not None:
+            fields |= {
+                f"{stack}_conv_type": convolution.name.removesuffix("_convolution"),
+                f"{stack}_kernel_size_list": convolution.sizes(model.layers_of(stack)),
+                f"{stack}_glu": convolution.glu,
+                "weight_dropout": convolution.dropped(model.attention_dropout),
+                "input_dropout": convolution.input_dropout,
+            }
     return fields
 
 

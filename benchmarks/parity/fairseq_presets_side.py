@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY
-from fairseq.models.transformer import TransformerModel
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 SHIPPED = (
     "tiny",
@@ -69,6 +68,22 @@ _FIELDS = (
     *("dropout", "attention_dropout", "activation_dropout", "activation_fn"),
 )
 
+LIGHTCONV = ("iwslt_de_en", "wmt_en_de", "wmt_en_de_big", "wmt_en_fr_big", "wmt_zh_en_big")
+_DYNAMIC = {
+    "encoder_conv_type": "dynamic",
+    "decoder_conv_type": "dynamic",
+    "weight_softmax": True,
+    "max_source_positions": 1024,
+    "max_target_positions": 1024,
+}
+_CONVOLUTION_FIELDS = (
+    *_FIELDS[:12],
+    *("dropout", "attention_dropout", "weight_dropout", "input_dropout"),
+    *(f"{s}_{f}" for s in ("encoder", "decoder") for f in ("conv_type", "kernel_size_list", "glu")),
+)
+
+_UNUSED = "conv.conv_bias"  # a parameter that every dynamic convolution has and none of these reads
+
 
 class _Task:
     def __init__(self, words: int) -> None:
@@ -83,9 +98,12 @@ def _described(arch: str, options: dict[str, Any], task: _Task) -> dict[str, Any
         args = Namespace(**options, **flags)
         ARCH_CONFIG_REGISTRY[arch](args)
         with torch.device("meta"):
-            model = TransformerModel.build_model(args, task)
-        counts[sharing] = sum(weight.numel() for weight in model.parameters())
-    return {"fields": {name: vars(args)[name] for name in _FIELDS}, "params": counts}
+            model = ARCH_MODEL_REGISTRY[arch].build_model(args, task)
+        counts[sharing] = sum(
+            weight.numel() for name, weight in model.named_parameters() if _UNUSED not in name
+        )
+    names = _CONVOLUTION_FIELDS if arch.startswith("lightconv") else _FIELDS
+    return {"fields": {name: vars(args)[name] for name in names}, "params": counts}
 
 
 def main() -> None:
@@ -93,6 +111,8 @@ def main() -> None:
     task = _Task(int(sys.argv[1]))
     found = {name: _described(f"transformer_{name}", {}, task) for name in SHIPPED}
     found |= {name: _described("transformer", options, task) for name, options in FORK.items()}
+    for name in LIGHTCONV:
+        found[f"lightconv_{name}"] = _described(f"lightconv_{name}", _DYNAMIC, task)
     print(json.dumps({"version": version("fairseq-fixed"), "architectures": found}))
 
 

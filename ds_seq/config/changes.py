@@ -70,6 +70,10 @@ _RULES: dict[str, str] = {
         (
             "model.dropout",
             "model.attention_dropout",
+            "model.encoder_mixer.weight_dropout",
+            "model.encoder_mixer.input_dropout",
+            "model.decoder_mixer.weight_dropout",
+            "model.decoder_mixer.input_dropout",
             "model.activation_dropout",
             "model.moe.noise",
             "model.moe.second_expert",

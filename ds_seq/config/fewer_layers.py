@@ -1,7 +1,7 @@
 """The experiment of a model that keeps only some of its layers.
 
 Nothing in a model depends on the position of a layer in its stack, except the config, which lists
-the layers with experts, their counts and the pruned heads.
+the layers with experts, their counts, the pruned heads and the sizes of kernels.
 """
 
 from __future__ import annotations
@@ -70,6 +70,13 @@ def _model_fields(model: TransformerFields, layers: CopiedLayers) -> dict[str, A
     """Return the fields of a model that depend on its layers."""
     fields: dict[str, Any] = {f"{stack}_layers": len(layers.of(stack)) for stack in STACKS}
     fields["moe"] = _moe_section(model, layers)
+    for stack in STACKS:
+        convolution = model.convolution_of(stack)
+        if convolution is not None:
+            sizes = convolution.sizes(model.layers_of(stack))
+            kept = [sizes[layer] for layer in layers.of(stack)]
+            section = convolution.model_copy(update={"kernel_sizes": kept})
+            fields[f"{stack}_mixer"] = section.model_dump(mode="json")
     if model.pruned_heads is not None:
         pruned = model.pruned_heads.model_dump(mode="json")
         for attention, lists in pruned.items():

@@ -3,13 +3,17 @@
 Counted as in PaLM (Chowdhery et al. 2022, appendix B): 2 per weight and token forward, twice that
 backward, and products of queries, keys and values in full, masked ones included. What is computed a
 second time (activation checkpointing) and padding do not count. Of experts, those that a token
-chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given.
+chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given. In
+dilated attention, texts count as one segment where segments are as long as `max_positions`, and as
+many whole ones where they are shorter. Of a convolution, the tokens under a kernel count, not the
+zeros of its bands.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """
 
 from __future__ import annotations
 
+from ds_seq.config.model.dilated import DilatedConfig
 from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import Flops, OtherModel
@@ -56,6 +60,13 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
             states, pair = _retained(model, retention, causal=stack == "decoder")
             own[stack] += model.calls_of(stack) * states
             pairs[stack] = model.calls_of(stack) * pair
+        elif not model.has_self_attention(stack):
+            pairs[stack] = 0
+        dilated = model.dilated_of(stack)
+        if dilated is not None:
+            keys, share = _seen(model, dilated)
+            own[stack] += round(pairs[stack] / 2 * keys)
+            pairs[stack] = round(pairs[stack] * share)
     sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
     moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
     moved += model.calls_of("decoder") * _changes_of_source(model)
@@ -88,6 +99,20 @@ def _retained(
     return retention.chunk_size * pair + states * (1 if causal else 2), 0
 
 
+def _seen(model: TransformerConfig, dilated: DilatedConfig) -> tuple[float, float]:
+    """Return how many keys a query and head see on average, and which share of all tokens.
+
+    Of a segment of w tokens, a head uses w / r tokens as queries, and as many as keys.
+    """
+    keys = share = 0.0
+    for segment, dilation in dilated.segments:
+        if segment < model.max_positions:
+            keys += segment / dilation**2
+        else:
+            share += 1 / dilation**2
+    return keys, share
+
+
 def _heads(model: TransformerConfig, kind: AttentionKind) -> int:
     """Return the number of heads of all calls of an attention."""
     stack: Stack = "encoder" if kind == "encoder" else "decoder"
@@ -102,6 +127,11 @@ def _per_token(model: TransformerConfig, stack: Stack) -> int:
     each = attention + _adapter(model, stack)
     counts = model.expert_counts(stack)
     count = sum(each + _feed_forward(model, n) + _change(model, stack, n) for n in counts)
+    count += model.kernel_maps(model.d_model, stack, model.layers_of(stack))
+    convolution = model.convolution_of(stack)
+    if convolution is not None:  # each weight of a kernel multiplies the channels of its head
+        sizes = convolution.sizes(model.layers_of(stack))
+        count += sum(sizes) * convolution.channels(model.d_model)
     return model.repeats_of(stack) * (count - model.pruned_weights(model.d_model, stack))
 
 

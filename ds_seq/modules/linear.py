@@ -163,8 +163,12 @@ class LinearMaker(Protocol):
         *,
         parts: int | Sequence[int] = 1,
         gain: float = 1.0,
+        bias: bool = ...,
     ) -> Linear:
-        """Return a map of `in_features` inputs to `out_features` outputs, with a bias."""
+        """Return a map of `in_features` inputs to `out_features` outputs.
+
+        Without `bias`, the maker decides whether there is one.
+        """
         ...
 
 

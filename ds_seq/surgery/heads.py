@@ -61,12 +61,12 @@ def attentions(
 ) -> dict[AttentionOfLayer, SelfAttention | CrossAttention]:
     """Return the attentions of a model: of the encoder, of the decoder, then to the source.
 
-    Heads of retention are none of them: each has a decay of its own.
+    Heads of retention and of convolutions are none of them.
     """
     found = {}
     for kind in ATTENTION_KINDS:
         stack, name = _PLACES[kind]
-        if kind != "cross" and config.retention_of(stack) is not None:
+        if kind != "cross" and not config.has_self_attention(stack):
             continue
         for layer in range(config.encoder_layers if stack == "encoder" else config.decoder_layers):
             module = model.get_submodule(f"{stack}.layers.{layer}.{name}")

@@ -54,6 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             num_kv_heads=1,
             positions="buckets",
             decoder_mixer="retention",
+            attention_window=4,
             activation="geglu",
             embedding_dim=8,
             embedding_norm=True,
@@ -70,11 +71,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
             norm_position="deepnorm",
             positions="xpos",
             encoder_mixer={"name": "retention", "chunk_size": 3},
-            attention_window=4,
+            decoder_mixer={"name": "dilated", "segment_lengths": [3, 6], "dilations": [1, 2]},
             activation="relu_squared",
             share_embeddings="none",
             embedding_dim=8,
             lora={"rank": 2, "modules": ["query", "value", "down", "experts"]},
+        )
+    },
+    "convolutions": {
+        "model": spine.small_model(
+            encoder_mixer={"name": "dynamic_convolution", "kernel_sizes": [3]},
+            decoder_mixer={"name": "lightweight_convolution", "kernel_sizes": [4]},
         )
     },
 }

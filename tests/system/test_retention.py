@@ -1,4 +1,4 @@
-"""A model with retention from training to translation, through the commands."""
+"""Models with other mixers than attention from training to translation, through the commands."""
 
 from __future__ import annotations
 
@@ -60,13 +60,21 @@ MIXERS: dict[str, tuple[str, ...]] = {
         "model.decoder_mixer=retention",
         "model.positions=none",
     ),
+    "dynamic convolutions": (
+        "model.encoder_mixer=dynamic_convolution",
+        "model.decoder_mixer=dynamic_convolution",
+    ),
+    "lightweight convolutions": (
+        "model.encoder_mixer=lightweight_convolution",
+        "model.decoder_mixer=lightweight_convolution",
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mixers", MIXERS)
-def test_a_model_with_retention_learns(lab: Lab, tmp_path: Path, mixers: str) -> None:
+def test_a_model_learns(lab: Lab, tmp_path: Path, mixers: str) -> None:
     run = tmp_path / "run"
     train(lab.dense, f"run_dir={run}", *MIXERS[mixers], timeout=500.0)[0].check()
     finished = generate(run, "--output", tmp_path / "out", timeout=100.0)[0].check()

@@ -17,9 +17,12 @@ GUIDES = tuple(
     f"docs/{name}.md"
     for name in (
         "ADAPTERS",
+        "CONVOLUTIONS",
         "CRITERIONS",
         "DISTILLATION",
         "EXPERTS",
+        "LONG_INPUTS",
+        "PRETRAINING",
         "RETENTION",
         "SUMMARIZATION",
         "TRAINING",

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from ds_seq.config.cost.batch import BatchShape, Device, Layer
 from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.config.model.convolution import AnyConvolutionConfig
 from ds_seq.config.model.positions import RotaryConfig, XPosConfig
 from ds_seq.config.model.retention import RetentionConfig
-from ds_seq.names import GATED_ACTIVATIONS, Stack
+from ds_seq.names import BIASED_POSITIONS, GATED_ACTIVATIONS, Stack
 
 _FLOAT, _INDEX = 4, 8  # bytes of statistics of norms and routers, and of row numbers
-_BIASED = ("alibi", "buckets")
 _TURNED = ("rotary", "xpos")
 # tensors as wide as the inner layer that plain activations keep: input, output
 _PLAIN = {"relu": 1}
@@ -27,6 +27,9 @@ _GATED = 4
 _BLOCK_MULTIPLE, _FEWEST_BLOCKS = 64, 4  # see `ds_seq.modules.local_attention`
 _DROPPED_MAPS = 3  # of an attention: weights before and after dropout, and what dropped them
 _ROUTER_TENSORS = 3  # of all experts: logits, probabilities, and those after the logarithm
+
+
+_BAND = 32  # tokens of a block of a convolution, see `ds_seq.modules.convolution`
 
 
 class Activations(NamedTuple):
@@ -82,12 +85,8 @@ class _Counter:
         """Yield the calls of layers of a stack."""
         model, tokens = self._model, self._batch.tokens
         once = []
-        for num_experts in model.expert_counts(stack):
-            retention = model.retention_of(stack)
-            if retention is None:
-                parts = [self._self_attention(stack)]
-            else:
-                parts = [self._retention(retention, causal=stack == "decoder")]
+        for layer, num_experts in enumerate(model.expert_counts(stack)):
+            parts = [self._mixer(stack, layer)]
             if stack == "decoder":
                 parts.append(self._cross_attention())
             parts.append(
@@ -146,6 +145,17 @@ class _Counter:
         """Return what copies of keys and values keep that several heads share."""
         return 2 * self._attention * self._w if self._kv_heads < self._model.num_heads else 0.0
 
+    def _mixer(self, stack: Stack, layer: int) -> float:
+        """Return what the mixer of a layer keeps of a token; its input counts elsewhere."""
+        model, causal = self._model, stack == "decoder"
+        retention, convolution = model.retention_of(stack), model.convolution_of(stack)
+        if retention is not None:
+            return self._retention(retention, causal)
+        if convolution is not None:
+            size = convolution.sizes(model.layers_of(stack))[layer]
+            return self._convolution(convolution, size, stack)
+        return self._self_attention(stack)
+
     def _self_attention(self, stack: Stack) -> float:
         model, w, d, kv = self._model, self._w, self._attention, self._kv
         is_turned, is_shared = model.positions.name in _TURNED, self._kv_heads < model.num_heads
@@ -154,8 +164,9 @@ class _Counter:
             kept += (d + 2 * kv) * w  # what the map returned: one tensor, with parts as views
         if model.query_key_norm or is_turned:
             kept += self._moved(is_shared)
-            if self._turns_neighbors and not model.query_key_norm:
-                kept -= d * w  # the order of the heads stays as it was
+            keeps_order = self._turns_neighbors and not model.query_key_norm
+            if keeps_order or model.dilated_of(stack) is not None:
+                kept -= d * w  # the attended values lie in memory as merged heads do
         if model.query_key_norm:
             kept += self._statistics(model.num_heads + self._kv_heads)
         if model.has_inner_norms:
@@ -184,6 +195,29 @@ class _Counter:
             kept += _FLOAT * (sums if causal else 2 * sums + values)
         return kept + self._rounded(d, values)
 
+    def _convolution(self, convolution: AnyConvolutionConfig, size: int, stack: Stack) -> float:
+        """Return what a convolution keeps of a token: channels, kernels in bands, windows."""
+        model, w = self._model, self._w
+        channels, heads = convolution.channels(self._d), convolution.heads(model.num_heads)
+        block = min(_BAND, self._batch.length)
+        band = (block + size - 1) / block
+        is_dynamic = convolution.kernel_map(self._d, heads, size) > 0
+        is_dropped = convolution.dropped(model.attention_dropout) > 0
+        kept = self._mask(self._d, convolution.input_dropout)
+        # both halves of a gated unit and the gate; windows; what follows
+        kept += channels * w * (3 if convolution.glu else 0)
+        kept += channels * w * (1 + band)
+        kept += heads * block * band * w
+        if is_dynamic:
+            kept += channels * w + self._rounded(channels)
+        if convolution.weight_softmax and (is_dynamic or model.sets_of(stack) > 1):
+            kept += heads * size * _FLOAT
+        if is_dropped:
+            kept += heads * size * self._device.mask
+        if model.has_inner_norms:
+            kept += channels * w + self._statistics(1)
+        return kept + self._rounded(self._d, channels)
+
     def _cross_attention(self) -> float:
         model, w, d, kv = self._model, self._w, self._attention, self._kv
         kept = (d + 2 * kv) * w + self._attended() + self._shared()
@@ -209,15 +243,15 @@ class _Counter:
         """Return what a layer keeps per pair of tokens: biases, and maps if weights are dropped."""
         model, batch = self._model, self._batch
         square = batch.length**2
-        if model.retention_of(stack) is not None:
+        if not model.has_pairs(stack):
             dropped = stack == "decoder" and model.attention_dropout
             maps = _DROPPED_MAPS if dropped and not self._device.fuses_dropout else 0
             return maps * batch.sentences * model.num_heads * square * self._w
-        heads = model.num_heads if model.positions.name in _BIASED else 1
+        heads = model.num_heads if model.positions.name in BIASED_POSITIONS else 1
         kept = 0.0
         if model.attention_window is not None and batch.length >= _FEWEST_BLOCKS * self._block:
             return batch.tokens * self._blocks(stack, model.attention_window)
-        if model.positions.name in _BIASED or model.attention_window is not None:
+        if model.positions.name in BIASED_POSITIONS or model.attention_window is not None:
             # the mask of padding makes it one per sentence; in a decoder there is none
             times = batch.sentences if stack == "encoder" and self._device.pads else 1
             if self._device.pads or stack == "decoder":

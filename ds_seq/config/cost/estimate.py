@@ -97,17 +97,25 @@ class Estimate:
     def cache_bytes(self) -> tuple[float, float]:
         """Bytes of a translation's cache: per target token of a hypothesis, per source token.
 
-        All hypotheses of a sentence share the latter. See `state_bytes` for retention.
+        All hypotheses of a sentence share the latter. See `state_bytes` for other mixers.
         """
         model = self.model
         kv = (model.num_kv_heads or model.num_heads) * model.head_width(model.d_model)
         each = 2.0 * kv * model.calls_of("decoder") * WIDTH[self.config.train.precision]
-        return each if model.retention_of("decoder") is None else 0.0, each
+        return each if model.has_self_attention("decoder") else 0.0, each
 
     @property
     def state_bytes(self) -> float:
-        """Bytes of a hypothesis' state in a translation, whatever its length: that of retention."""
+        """Bytes of a hypothesis' state in a translation, whatever its length.
+
+        Retention has one, and convolution.
+        """
         model = self.model
+        convolution = model.convolution_of("decoder")
+        if convolution is not None:
+            columns = sum(convolution.sizes(model.decoder_layers)) * model.decoder_repeats
+            width = WIDTH[self.config.train.precision]
+            return float(columns * convolution.channels(model.d_model) * width)
         retention = model.retention_of("decoder")
         if retention is None:
             return 0.0

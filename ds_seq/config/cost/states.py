@@ -16,6 +16,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model.section import ModelSize
 from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
+from ds_seq.names import Stack
 
 _FLOAT = 4
 _WHOLE = 3  # stage that divides the weights
@@ -149,13 +150,8 @@ def _small(config: ExperimentConfig, model: TransformerConfig, dense: int, limit
     width = model.embedding_dim or d
     matrices = [size * width for size in tables]
     for stack in model.stacks:
-        for num_experts in model.expert_counts(stack):
-            retention = model.retention_of(stack)
-            if retention is None:
-                matrices += [d * (attention + 2 * kv), attention * d]
-            else:
-                values = retention.values(d)
-                matrices += [d * 2 * (d + values), values * d]
+        for layer, num_experts in enumerate(model.expert_counts(stack)):
+            matrices += _mixer_matrices(model, stack, layer)
             if stack == "decoder":
                 matrices += [d * attention, 2 * d * kv, attention * d]
             wide = model.ffn_dim
@@ -166,6 +162,21 @@ def _small(config: ExperimentConfig, model: TransformerConfig, dense: int, limit
             inner = model.inner_width(wide)
             matrices += [(2 if model.is_gated else 1) * d * inner, d * inner]
     return max(0.0, dense - sum(each for each in matrices if each > limit))
+
+
+def _mixer_matrices(model: TransformerConfig, stack: Stack, layer: int) -> list[int]:
+    """Return the sizes of the matrices of a layer's own mixer."""
+    d, head = model.d_model, model.head_width(model.d_model)
+    retention, convolution = model.retention_of(stack), model.convolution_of(stack)
+    if retention is not None:
+        values = retention.values(d)
+        return [d * 2 * (d + values), values * d]
+    if convolution is not None:
+        channels, size = convolution.channels(d), convolution.sizes(model.layers_of(stack))[layer]
+        kernels = convolution.kernel_params(d, model.num_heads, size)
+        return [(2 if convolution.glu else 1) * d * channels, channels * d, kernels]
+    kv, attention = (model.num_kv_heads or model.num_heads) * head, model.num_heads * head
+    return [d * (attention + 2 * kv), attention * d]
 
 
 def optimizer_bytes(config: ExperimentConfig) -> int:

@@ -29,7 +29,8 @@ class LoraConfig(Config):
         default=["query", "value"],
         min_length=1,
         description="Maps that are changed: `query`, `key`, `value` and `output` of all "
-        "attentions and retentions, `up` and `down` of the dense feed-forwards, and both maps of "
+        "attentions and retentions, `value` and `output` also of convolutions, `up` "
+        "and `down` of the dense feed-forwards, and both maps of "
         "`experts`, each of which has a change of its own.",
     )
     stacks: Placement = Field(default="both", description="Stacks whose maps are changed.")

@@ -1,4 +1,4 @@
-"""The layers that mix information between tokens: attention, retention."""
+"""The layers that mix information between tokens: attention, retention, convolution."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from ds_seq.config.base import SHORT_FORM, NamedConfig, Probability, plugin_tag
+from ds_seq.config.model.convolution import (
+    AnyConvolutionConfig,
+    DynamicConvolutionConfig,
+    LightweightConvolutionConfig,
+)
+from ds_seq.config.model.dilated import DilatedConfig
 from ds_seq.config.model.heads import HeadCounts, PrunedHeadsConfig
 from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.stack import Width
-from ds_seq.names import STACKS, AttentionKind, Stack
+from ds_seq.names import AttentionKind, Stack
 
 MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
 """A decoder layer attends to its own tokens and to the source."""
@@ -26,7 +32,10 @@ class AttentionMixerConfig(NamedConfig):
 
 MixerConfig = Annotated[
     Annotated[AttentionMixerConfig, Tag("attention")]
-    | Annotated[RetentionConfig, Tag("retention")],
+    | Annotated[DilatedConfig, Tag("dilated")]
+    | Annotated[RetentionConfig, Tag("retention")]
+    | Annotated[LightweightConvolutionConfig, Tag("lightweight_convolution")]
+    | Annotated[DynamicConvolutionConfig, Tag("dynamic_convolution")],
     Discriminator(plugin_tag("attention")),
     SHORT_FORM,
 ]
@@ -76,26 +85,55 @@ class MixerFields(LinearFields):
             return [("num_kv_heads", message)]
         return []
 
+    def mixer_of(self, stack: Stack) -> MixerConfig:
+        """Return how the tokens of a stack see each other."""
+        return self.encoder_mixer if stack == "encoder" else self.decoder_mixer
+
     def retention_of(self, stack: Stack) -> RetentionConfig | None:
-        """Return the retention of a stack; None if it has self-attention."""
-        mixer = self.encoder_mixer if stack == "encoder" else self.decoder_mixer
+        """Return the retention of a stack; None if it has another mixer."""
+        mixer = self.mixer_of(stack)
         return mixer if isinstance(mixer, RetentionConfig) else None
 
-    def retention_errors(self, d_model: int) -> list[tuple[str, str]]:
-        """Return settings of retention that do not fit the model as (field, message) pairs."""
+    def dilated_of(self, stack: Stack) -> DilatedConfig | None:
+        """Return the dilated attention of a stack; None if it has another mixer."""
+        mixer = self.mixer_of(stack)
+        return mixer if isinstance(mixer, DilatedConfig) else None
+
+    def convolution_of(self, stack: Stack) -> AnyConvolutionConfig | None:
+        """Return the convolution of a stack; None if it has another mixer."""
+        mixer = self.mixer_of(stack)
+        return mixer if isinstance(mixer, AnyConvolutionConfig) else None
+
+    def has_self_attention(self, stack: Stack) -> bool:
+        """Return whether the tokens of a stack attend to each other, in segments or not."""
+        return isinstance(self.mixer_of(stack), AttentionMixerConfig | DilatedConfig)
+
+    def has_pairs(self, stack: Stack) -> bool:
+        """Return whether the self-attention of a stack computes scores of all pairs of tokens."""
+        return isinstance(self.mixer_of(stack), AttentionMixerConfig)
+
+    def self_mixer_errors(self, d_model: int, layers: Mapping[Stack, int]) -> list[tuple[str, str]]:
+        """Return settings of other mixers that do not fit the model as (field, message) pairs.
+
+        Args:
+            d_model: width of the model.
+            layers: number of layers of each stack.
+        """
         errors = []
-        for stack in STACKS:
-            retention = self.retention_of(stack)
-            if retention is None:
-                continue
-            found = retention.errors(d_model, self.num_heads)
+        for stack in layers:
+            mixer, found = self.mixer_of(stack), []
+            if isinstance(mixer, RetentionConfig):
+                found = mixer.errors(d_model, self.num_heads)
+            elif isinstance(mixer, AnyConvolutionConfig):
+                found = mixer.errors(d_model, self.num_heads, layers[stack])
             errors += [(f"{stack}_mixer.{field}", message) for field, message in found]
-            if self.pruned_heads is not None and any(getattr(self.pruned_heads, stack)):
-                message = f"there is no self-attention in this stack ({stack}_mixer: retention)"
+            attends = self.has_self_attention(stack)
+            if not attends and self.pruned_heads and any(getattr(self.pruned_heads, stack)):
+                message = f"there is no self-attention in this stack ({stack}_mixer: {mixer.name})"
                 errors.append((f"pruned_heads.{stack}", message))
-        if self.attention_window is not None and all(map(self.retention_of, STACKS)):
-            message = "no stack has self-attention, and retention has no window; set it to null"
-            errors.append(("attention_window", message))
+        if self.attention_window is not None and not any(map(self.has_pairs, layers)):
+            message = "no stack has plain self-attention, and no other mixer a window; set it to "
+            errors.append(("attention_window", message + "null"))
         return errors
 
     def head_width(self, d_model: int) -> int:
@@ -103,7 +141,7 @@ class MixerFields(LinearFields):
         return self.head_dim or d_model // self.num_heads
 
     def mixer_params(self, d_model: int, stack: Stack, norm_params: Callable[[int], int]) -> int:
-        """Return the number of parameters of the mixers of one layer of `stack`.
+        """Return the number of parameters of the mixers of one layer of `stack`, without kernels.
 
         Args:
             d_model: width of the model.
@@ -118,17 +156,36 @@ class MixerFields(LinearFields):
         if retention is not None:
             weights, biases = retention.size(d_model)
             params += weights + (biases if self.linear_bias else 0)
+        convolution = self.convolution_of(stack)
+        if convolution is not None:
+            weights, biases = convolution.size(d_model)
+            params += weights + (biases if self.linear_bias else 0)
         return params
 
     def attentions_of(self, stack: Stack) -> int:
         """Return the number of attentions of a layer."""
-        return MIXERS_PER_LAYER[stack] - (0 if self.retention_of(stack) is None else 1)
+        return MIXERS_PER_LAYER[stack] - (0 if self.has_self_attention(stack) else 1)
 
     def mixer_weights(self, d_model: int, stack: Stack) -> int:
-        """Return the weights of the linear maps of one layer's mixers, without biases."""
-        retention = self.retention_of(stack)
-        weights = 0 if retention is None else retention.size(d_model)[0]
+        """Return the weights of a layer's maps in mixers, without those that make kernels."""
+        mixer, weights = self.mixer_of(stack), 0
+        if isinstance(mixer, RetentionConfig | AnyConvolutionConfig):
+            weights = mixer.size(d_model)[0]
         return self.attentions_of(stack) * self._attention_size(d_model)[0] + weights
+
+    def kernel_maps(self, d_model: int, stack: Stack, layers: int) -> int:
+        """Return the weights of the maps that make kernels, of all layers of a stack."""
+        convolution, heads = self.convolution_of(stack), self.num_heads
+        if convolution is None:
+            return 0
+        return sum(convolution.kernel_map(d_model, heads, k) for k in convolution.sizes(layers))
+
+    def kernel_params(self, d_model: int, stack: Stack, layers: int) -> int:
+        """Return the parameters of the kernels of all layers of a stack."""
+        convolution, heads = self.convolution_of(stack), self.num_heads
+        if convolution is None:
+            return 0
+        return sum(convolution.kernel_params(d_model, heads, k) for k in convolution.sizes(layers))
 
     def head_counts(self, d_model: int) -> HeadCounts:
         """Return the heads of an attention from which none was cut out."""

@@ -14,6 +14,8 @@ from ds_seq.config.base import SHORT_FORM, Config, FieldErrors, NamedConfig, plu
 from ds_seq.config.model.stack import Width
 from ds_seq.names import RotaryScaling, SineWavelengths
 
+ADDED_POSITIONS = ("sinusoidal", "learned", "none")
+"""Positions that are added to the embeddings, or nowhere, so that they are no part of attention."""
 Theta = Annotated[float, Field(gt=1.0, le=1e9)]
 
 

@@ -4,7 +4,8 @@ They equal fairseq's architectures `transformer_NAME` field by field; whether em
 is no part of them, neither in fairseq (`--share-all-embeddings`) nor here (`share_embeddings`). A
 `ds_moe_` variant has experts in every second layer of both stacks. Only differences from the schema
 defaults are listed. A `retnet_` one has decoder layers of the size of TorchScale's language model
-`retnet_NAME`, with attention to a source, and an encoder of the same width and depth.
+`retnet_NAME`, with attention to a source, and an encoder of the same width and depth. A
+`lightconv_` one is fairseq's architecture of this name, whose convolutions are dynamic.
 """
 
 from __future__ import annotations
@@ -87,11 +88,35 @@ def _retnet(width: int, inner: int, heads: int, layers: int) -> dict[str, Any]:
     }
 
 
-_NAMED = {**_DENSE, **{f"retnet_{name}": _retnet(*sizes) for name, sizes in _RETNET.items()}}
+_DYNAMIC: dict[str, Any] = {"name": "dynamic_convolution", "input_dropout": 0.1}
+_PLAIN: dict[str, Any] = {"name": "dynamic_convolution", "glu": False}
+
+
+def _convolution(section: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a model with this convolution in both stacks."""
+    return {"encoder_mixer": section, "decoder_mixer": section, "encoder_layers": 7, **fields}
+
+
+_LIGHTCONV_BIG = {**_BIG, "attention_dropout": 0.1}
+_LIGHTCONV = {
+    "iwslt_de_en": _convolution(_PLAIN, {**_IWSLT, "attention_dropout": 0.1}),
+    "wmt_en_de": _convolution(_DYNAMIC, {}),
+    "wmt_en_de_big": _convolution(_DYNAMIC, {**_LIGHTCONV_BIG, "dropout": 0.3}),
+    "wmt_en_fr_big": _convolution(_DYNAMIC, _LIGHTCONV_BIG),
+    "wmt_zh_en_big": _convolution(_DYNAMIC, {**_BIG, "attention_dropout": 0.2, "dropout": 0.2}),
+}
+
+
+_NAMED = {
+    **_DENSE,
+    **{f"lightconv_{name}": fields for name, fields in _LIGHTCONV.items()},
+    **{f"retnet_{name}": _retnet(*sizes) for name, sizes in _RETNET.items()},
+}
 
 _ELSEWHERE = {
     "": "wmt_en_de",
     "transformer": "wmt_en_de",
+    "lightconv": "lightconv_wmt_en_de",
     "deepspeed_moe": "ds_moe_wmt_en_de",
     "ds_moe": "ds_moe_wmt_en_de",
     "18_18": "deep",
@@ -154,6 +179,9 @@ def architectures() -> Iterator[tuple[str, str]]:
     yield "transformer", "wmt_en_de"
     for name in _DENSE:
         yield f"transformer_{name}", name
+    yield "lightconv", "lightconv_wmt_en_de"
+    for name in _LIGHTCONV:
+        yield f"lightconv_{name}", f"lightconv_{name}"
 
 
 def preset_of(architecture: str) -> str | None:

@@ -110,7 +110,7 @@ class OtherModel(ModelSection):
     """Base class of the sections of models that are no Transformer.
 
     What only a Transformer has is absent from them, and so is said here once: experts, adapters,
-    low-rank changes, sets of parameters by language, retention.
+    low-rank changes, sets of parameters by language, mixers.
     """
 
     moe: ClassVar[None] = None

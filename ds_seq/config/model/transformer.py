@@ -16,12 +16,12 @@ from ds_seq.config.model.mixer import MIXERS_PER_LAYER, MixerFields
 from ds_seq.config.model.moe import MoeFields
 from ds_seq.config.model.multiway import MultiwayFields
 from ds_seq.config.model.norm import NormFields
-from ds_seq.config.model.positions import PositionFields
+from ds_seq.config.model.positions import ADDED_POSITIONS, PositionFields
 from ds_seq.config.model.presets import PresetFields
 from ds_seq.config.model.residual import ResidualFields
 from ds_seq.config.model.section import ModelSize
 from ds_seq.config.model.stack import StackFields
-from ds_seq.names import AttentionKind, LoraModule, Stack
+from ds_seq.names import BIASED_POSITIONS, AttentionKind, LoraModule, Stack
 
 
 # Fields are listed in the order of the bases, from the last to the first.
@@ -60,8 +60,8 @@ class TransformerFields(
 
     @property
     def attention_maps(self) -> tuple[AttentionKind, ...]:
-        """The kinds of attention that layers have: retention has no maps."""
-        own = [stack for stack in self.stacks if self.retention_of(stack) is None]
+        """The kinds of attention that layers have: other mixers have no maps."""
+        own = [stack for stack in self.stacks if self.has_self_attention(stack)]
         return (*own, "cross")
 
 
@@ -74,7 +74,7 @@ class TransformerConfig(TransformerFields):
         """Return incompatible settings as (field, message) pairs."""
         return [
             *(self.mixer_errors(self.d_model) or self._head_errors()),
-            *self.retention_errors(self.d_model),
+            *self.self_mixer_errors(self.d_model, self._depths()),
             *self.ffn_errors(),
             *self.embedding_errors(self.d_model),
             *self.residual_errors(),
@@ -91,12 +91,24 @@ class TransformerConfig(TransformerFields):
         return self.lora_errors(self.linear.packed_bits is None, self.moe is not None)
 
     def _position_errors(self) -> list[tuple[str, str]]:
-        if any(not self.retention_of(stack) for stack in self.stacks):
+        name = self.positions.name
+        dilated = [stack for stack in self.stacks if self.dilated_of(stack)]
+        if dilated and name in BIASED_POSITIONS:
+            message = f"{name} is a bias of all pairs of tokens, which dilated attention "
+            message += f"({dilated[0]}_mixer) does not compute; use rotary, xpos, sinusoidal, "
+            return [("positions", message + "learned or none")]
+        if any(map(self.has_self_attention, self.stacks)):
             return self.positions.errors(self.d_model, self.head_width(self.d_model))
-        if self.positions.name == "none":
-            return []
-        message = "no stack has self-attention, and retention has its own; set it to none"
-        return [("positions", message)]
+        if not any(map(self.convolution_of, self.stacks)):
+            message = "no stack has self-attention, and retention has its own; set it to none"
+            return [] if name == "none" else [("positions", message)]
+        if name not in ADDED_POSITIONS:
+            message = f"{name} is part of self-attention, of which there is none; use one of "
+            return [("positions", message + ", ".join(ADDED_POSITIONS))]
+        return self.positions.errors(self.d_model, self.head_width(self.d_model))
+
+    def _depths(self) -> dict[Stack, int]:
+        return {stack: self.layers_of(stack) for stack in self.stacks}
 
     def _head_errors(self) -> list[tuple[str, str]]:
         if self.pruned_heads is None:
@@ -104,8 +116,7 @@ class TransformerConfig(TransformerFields):
         if self.has_inner_norms:
             message = "cannot go with norm_position subln, whose norm covers all heads"
             return [("pruned_heads", message)]
-        layers = {stack: self.layers_of(stack) for stack in self.stacks}
-        found = self.pruned_heads.errors(self.head_counts(self.d_model), layers)
+        found = self.pruned_heads.errors(self.head_counts(self.d_model), self._depths())
         return [(f"pruned_heads.{field}", message) for field, message in found]
 
     def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
@@ -126,7 +137,9 @@ class TransformerConfig(TransformerFields):
         total = 0
         for stack in self.stacks:
             sets = self.sets_of(stack)
-            mixers = self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
+            depth = self.layers_of(stack)
+            mixers = depth * self.mixer_weights(self.d_model, stack)
+            mixers += self.kernel_maps(self.d_model, stack, depth)
             total += sets * (mixers - self.pruned_weights(self.d_model, stack))
             for num_experts in self.expert_counts(stack):
                 if self.moe is None or num_experts == 0:
@@ -144,11 +157,10 @@ class TransformerConfig(TransformerFields):
         norms = self.residual_params(depth * (mixers + 1), norm)
         if self.embedding_norm:
             norms += norm
-        retention = self.retention_of(stack)
-        if self.has_inner_norms and retention is None:
-            # of self-attention; those of feed-forwards are counted with them
-            norms += depth * self.norm.num_params(self.num_heads * self.head_width(self.d_model))
-        size = _dense(depth * self._mixers(stack) - self.pruned_params(self.d_model, stack) + norms)
+        if self.has_inner_norms:  # of the mixer; those of feed-forwards are counted with them
+            norms += depth * self._inner_mixer_norm(stack)
+        mixed = depth * self._mixers(stack) + self.kernel_params(self.d_model, stack, depth)
+        size = _dense(mixed - self.pruned_params(self.d_model, stack) + norms)
         counts = self.expert_counts(stack)
         for _ in range(counts.count(0)):
             size += self._ffn_size(0, stack)
@@ -157,11 +169,26 @@ class TransformerConfig(TransformerFields):
         for num_experts in filter(None, counts):
             size += self._ffn_size(num_experts, stack)
         positions = 0
-        if retention is None:
+        if self.has_positions(stack):
             positions = self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
         adapters = (self.adapter_params(stack, norm), self.active_adapter_params(stack, norm))
         size += ModelSize(*(depth * count for count in adapters))
         return size + _dense(positions)
+
+    def has_positions(self, stack: Stack) -> bool:
+        """Return whether a stack needs the positions of the model, added or in its attention."""
+        if self.has_self_attention(stack):
+            return True
+        return self.convolution_of(stack) is not None and self.positions.name in ADDED_POSITIONS
+
+    def _inner_mixer_norm(self, stack: Stack) -> int:
+        """Return the parameters of the norm before the last map of a mixer; retention has none."""
+        convolution = self.convolution_of(stack)
+        if convolution is not None:
+            return self.norm.num_params(convolution.channels(self.d_model))
+        if self.has_self_attention(stack):
+            return self.norm.num_params(self.num_heads * self.head_width(self.d_model))
+        return 0
 
     def _mixers(self, stack: Stack) -> int:
         """Return the parameters of the attentions of one layer, with their changes."""
@@ -179,6 +206,10 @@ class TransformerConfig(TransformerFields):
             values = retention.values(self.d_model)
             widths = {"query": self.d_model, "key": self.d_model, "value": values, "output": values}
             changes += self.mixer_lora_params(stack, widths)
+        convolution = self.convolution_of(stack)
+        if convolution is not None:
+            channels = convolution.channels(self.d_model)
+            changes += self.mixer_lora_params(stack, {"value": channels, "output": channels})
         return changes
 
     def _ffn_size(self, num_experts: int, stack: Stack) -> ModelSize:

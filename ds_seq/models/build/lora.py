@@ -8,6 +8,7 @@ from torch import nn
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.model.lora import LoraConfig
 from ds_seq.modules.attention import CrossAttention, SelfAttention
+from ds_seq.modules.convolution import Convolution
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.lora import Lora, LoraLinear, lora_scale
@@ -43,12 +44,15 @@ def _change(module: nn.Module, lora: LoraConfig) -> None:
 def _parts(module: nn.Module) -> list[tuple[str, list[LoraModule | None]]]:
     """Return the maps of a mixer or a feed-forward, and what their fused parts are.
 
-    The gate of retention is none of the modules that can be changed.
+    Gates of retention and convolution, and kernels, are none of the modules that can be changed.
     """
     if isinstance(module, SelfAttention):
         return [("qkv", ["query", "key", "value"]), ("output", ["output"])]
     if isinstance(module, Retention):
         return [("qkvg", ["query", "key", "value", None]), ("output", ["output"])]
+    if isinstance(module, Convolution):
+        parts: list[LoraModule | None] = ["value", *[None] * (len(module.input.widths) - 1)]
+        return [("input", parts), ("output", ["output"])]
     if isinstance(module, CrossAttention):
         return [("query", ["query"]), ("key_value", ["key", "value"]), ("output", ["output"])]
     if isinstance(module, FeedForward):

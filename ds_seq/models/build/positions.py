@@ -14,9 +14,9 @@ from ds_seq.names import Stack
 
 
 def make_rows(cfg: TransformerConfig, stack: Stack) -> nn.Module | None:
-    """Make the positions that a stack adds to its embedded tokens, if any; retention needs none."""
+    """Make the positions that a stack adds to its embedded tokens, if any."""
     make = POSITIONS[cfg.positions.name].rows
-    if make is None or cfg.retention_of(stack) is not None:
+    if make is None or not cfg.has_positions(stack):
         return None
     return make(cfg.d_model, cfg.max_positions, **_options(cfg))
 
@@ -31,7 +31,7 @@ def make_rotary(cfg: TransformerConfig, causal: bool) -> RotaryPositions | None:
 
 def make_bias(cfg: TransformerConfig, stack: Stack) -> nn.Module | None:
     """Make the bias by distance of the scores of a stack's self-attentions, if any."""
-    if cfg.retention_of(stack) is not None:
+    if not cfg.has_pairs(stack):
         return None
     causal = stack == "decoder"
     make = POSITIONS[cfg.positions.name].bias

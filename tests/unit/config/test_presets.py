@@ -27,6 +27,11 @@ FAIRSEQ = {
     "huge": (325_754_880, 324_218_880, 322_682_880),
     "huge_RS": (58_142_720, 56_606_720, 55_070_720),
     "deep": (834_289_664, 833_265_664, 832_241_664),
+    "lightconv_iwslt_de_en": (28_899_840, 28_387_840, 27_875_840),
+    "lightconv_wmt_en_de": (46_505_984, 45_993_984, 45_481_984),
+    "lightconv_wmt_en_de_big": (182_755_328, 181_731_328, 180_707_328),
+    "lightconv_wmt_en_fr_big": (182_755_328, 181_731_328, 180_707_328),
+    "lightconv_wmt_zh_en_big": (182_755_328, 181_731_328, 180_707_328),
 }
 # those that do not show in the number of parameters: heads, dropout of residuals, attention and
 # activation, position of the norms, activation
@@ -40,6 +45,11 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "wmt_en_de_big_t2t": (16, 0.3, 0.1, 0.1, "pre", "relu"),
     **{name: (8, 0.1, 0.0, 0.0, "pre", "gelu") for name in FAIRSEQ if name.startswith("base")},
     **{name: (16, 0.1, 0.0, 0.0, "pre", "gelu") for name in ("big", "huge", "huge_RS", "deep")},
+    "lightconv_iwslt_de_en": (4, 0.1, 0.1, 0.0, "post", "relu"),
+    "lightconv_wmt_en_de": (8, 0.1, 0.0, 0.0, "post", "relu"),
+    "lightconv_wmt_en_de_big": (16, 0.3, 0.1, 0.0, "post", "relu"),
+    "lightconv_wmt_en_fr_big": (16, 0.1, 0.1, 0.0, "post", "relu"),
+    "lightconv_wmt_zh_en_big": (16, 0.2, 0.2, 0.0, "post", "relu"),
 }
 
 
@@ -69,6 +79,18 @@ def test_its_twin_differs_by_its_experts_only(preset: str) -> None:
     depth = model.encoder_layers
     expected = [0] if depth == 1 else list(range(1, depth, 2))
     assert twin.moe_layers("encoder") == twin.moe_layers("decoder") == expected
+
+
+def test_convolutions_are_those_of_fairseq() -> None:
+    for preset in (name for name in FAIRSEQ if name.startswith("lightconv")):
+        model = TransformerConfig(preset=preset)
+        for stack, layers in (("encoder", 7), ("decoder", 6)):
+            section = model.convolution_of(stack)
+            assert section is not None and section.name == "dynamic_convolution"
+            assert section.sizes(model.layers_of(stack)) == [3, 7, 15, 31, 31, 31, 31][:layers]
+            is_small = preset == "lightconv_iwslt_de_en"
+            assert (section.glu, section.input_dropout) == (not is_small, 0.0 if is_small else 0.1)
+            assert section.dropped(model.attention_dropout) == model.attention_dropout
 
 
 def test_names_of_architectures() -> None:

@@ -22,6 +22,9 @@ VOCAB = 23
 MOE = {"num_experts": 4, "top_k": 2, "every": 1, "capacity_factor": None}
 YARN = {"name": "rotary", "scaling": "yarn", "factor": 4.0, "original_length": 16}
 RETENTION = {"name": "retention", "shortest_memory": 4.0}
+DILATED = {"name": "dilated", "segment_lengths": [2, 5, 40], "dilations": [1, 2, 3]}
+LIGHTWEIGHT = {"name": "lightweight_convolution", "kernel_sizes": [3]}
+DYNAMIC = {"name": "dynamic_convolution", "kernel_sizes": [2]}
 VALUES: dict[str, dict[str, Any]] = {
     "rms": {"norm": "rms"},
     "deepnorm": {"norm_position": "deepnorm"},
@@ -85,6 +88,48 @@ VALUES: dict[str, dict[str, Any]] = {
         "positions": "learned",
         "lora": {"rank": 2, "modules": ["query", "value", "output"]},
     },
+    "lightweight": {"encoder_mixer": LIGHTWEIGHT, "positions": "alibi"},
+    "dynamic": {"decoder_mixer": {**DYNAMIC, "num_heads": 2, "width": 8}, "norm": "rms"},
+    "convolutions": {
+        "encoder_mixer": {**DYNAMIC, "kernel_sizes": [4]},
+        "decoder_mixer": {**LIGHTWEIGHT, "glu": False, "weight_softmax": False},
+        "positions": "learned",
+        "norm_position": "subln",
+        "lora": {"rank": 2, "modules": ["query", "value", "output"]},
+        "attention_dropout": 0.1,
+    },
+    "convolutions of sets": {
+        "encoder_mixer": {**LIGHTWEIGHT, "input_dropout": 0.1, "weight_dropout": 0.0},
+        "decoder_mixer": DYNAMIC,
+        "multiway": {"markers": {"a": 0, "b": 1}},
+        "linear": "bitnet",
+        "norm_position": "subln",
+    },
+    "lightweight sets": {
+        "decoder_mixer": {**LIGHTWEIGHT, "kernel_sizes": [40]},
+        "multiway": {"markers": {"a": 0, "b": 1}},
+        "decoder_repeats": 2,
+    },
+    "dilated": {"encoder_mixer": DILATED},
+    "dilated only": {
+        "encoder_mixer": {"name": "dilated", "segment_lengths": [3], "dilations": [1]},
+        "decoder_mixer": DILATED,
+        "positions": "xpos",
+        "num_kv_heads": 2,
+        "norm_position": "subln",
+    },
+    "dilated and more": {
+        "encoder_mixer": "retention",
+        "decoder_mixer": DILATED,
+        "query_key_norm": True,
+        "multiway": {"markers": {"a": 0, "b": 1}},
+    },
+    "changed dilated": {
+        "decoder_mixer": DILATED,
+        "pruned_heads": {"decoder": [[0], [1, 2]]},
+        "attention_window": 3,
+        "positions": "learned",
+    },
     "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
 }
 
@@ -102,6 +147,8 @@ def _away_from_the_start(model: Seq2SeqTransformer) -> None:
 ATTENTION_ALONE = {"rotary", "yarn", "xpos", "alibi", "none", "window", "window alibi"}
 ATTENTION_ALONE |= {"grouped queries", "one key head", "query norms", "retention"}
 ATTENTION_ALONE |= {"factorized", "three factors", "changed retention"}
+ATTENTION_ALONE |= {"dilated", "dilated only", "changed dilated"}
+ATTENTION_ALONE |= {"lightweight", "dynamic", "convolutions of sets"}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +204,9 @@ def test_each_value_makes_another_model(build, pairs, name):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "name", ["subln rms", "yarn", "xpos", "alibi", "buckets", "window alibi", "retention only"]
+    "name",
+    ["subln rms", "yarn", "xpos", "alibi", "buckets", "window alibi", "retention only"]
+    + ["convolutions", "dilated only"],
 )
 def test_half_precision_stays_near_single(build, pairs, name, dtype):
     model = build(num_heads=4, **VALUES[name]).eval()

@@ -21,6 +21,7 @@ VOCAB = 23
 MOE = {"num_experts": 2, "every": 1, "capacity_factor": None}
 _MAPS = ("query", "key", "value", "output", "up", "down")
 _LONGER = {"name": "rotary", "factor": 2.0}
+DILATED = {"name": "dilated", "segment_lengths": [2, 5], "dilations": [1, 2]}
 AXES: dict[str, dict[str, dict[str, Any]]] = {
     "norm": {"rms": {"norm": "rms"}},
     "norm_position": {
@@ -39,10 +40,14 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     | {"yarn": {"positions": {**_LONGER, "scaling": "yarn", "original_length": 16}}}
     | {"ntk": {"positions": {**_LONGER, "scaling": "ntk"}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
-    "encoder mixer": {
-        "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}}
+    "mixer": {  # two mixers other than attention are in `test_axes.py`
+        "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}},
+        "retention": {"decoder_mixer": "retention"},
+        "convolution before": {"encoder_mixer": {"name": "dynamic_convolution", "width": 8}},
+        "convolution": {"decoder_mixer": {"name": "lightweight_convolution", "glu": False}},
+        "dilated before": {"encoder_mixer": DILATED},
+        "dilated": {"encoder_mixer": DILATED, "decoder_mixer": DILATED},
     },
-    "decoder mixer": {"retention": {"decoder_mixer": "retention"}},
     "head width": {"head width": {"head_dim": 6}},
     "bias": {"no biases": {"linear_bias": False}},
     "output bias": {"output bias": {"output_bias": True}},
@@ -81,19 +86,25 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "repeats": {"repeats": {"encoder_repeats": 3, "decoder_repeats": 2}},
     "recomputed": {"recomputed": {"activation_checkpointing": True}},
 }
+_OTHER_ENCODERS = ("retention before", "convolution before")
 _LORA = ("lora", "stable")
 REFUSED = {
-    "pruned": ("subln", "shared", "one", "retention before", *_LORA),
-    "retention": ("retention before",),  # unless there are no positions, see `test_axes.py`
+    "pruned": ("subln", "shared", "one", *_OTHER_ENCODERS, *_LORA),
+    "dilated before": ("alibi", "buckets"),
+    "dilated": ("alibi", "buckets", "window"),
     **dict.fromkeys(("ternary", "binary", "multiway", "multiway encoder"), _LORA),
 }
 """Values that cannot go with others."""
+APART = {frozenset(("retention", "convolution before"))} | {
+    frozenset(("convolution", encoder)) for encoder in _OTHER_ENCODERS
+}
+"""Mixers of both stacks leave no self-attention to go with other values: see `test_axes.py`."""
 
 FIELDS = dict(chain.from_iterable(values.items() for values in AXES.values()))
 NAMES = {axis: list(values) for axis, values in AXES.items()}
 PAIRS = all_pairs(NAMES)
 REFUSED_PAIRS = {frozenset((one, other)) for one, others in REFUSED.items() for other in others}
-ROWS = covering_rows(NAMES, REFUSED_PAIRS)
+ROWS = covering_rows(NAMES, REFUSED_PAIRS | APART)
 
 
 def _settings(names: tuple[str, ...]) -> dict[str, Any]:

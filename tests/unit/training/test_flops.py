@@ -50,9 +50,8 @@ CASES: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("fields", CASES, ids=str)
-def test_operations_are_those_that_torch_counts(fields: dict[str, Any]) -> None:
-    config = TransformerConfig(**{**SMALL, **fields})
+def _counted(config: TransformerConfig) -> tuple[int, int]:
+    """Return the operations that torch counts forward and backward."""
     model = build_model(config, VOCAB, 1, 0, seed=1).double()
     source, target = (torch.randint(4, VOCAB, (ROWS, length)) for length in (SOURCE, TARGET))
     # of the fused kernels, torch counts those of GPUs only
@@ -60,9 +59,49 @@ def test_operations_are_those_that_torch_counts(fields: dict[str, Any]) -> None:
         output = model(batch_of(source, target).inputs)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
         (output.logits.sum() + sum(output.router_losses.values())).backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+@pytest.mark.parametrize("fields", CASES, ids=str)
+def test_operations_are_those_that_torch_counts(fields: dict[str, Any]) -> None:
+    config = TransformerConfig(**{**SMALL, **fields})
+    forward, backward = _counted(config)
     sums = (SOURCE, TARGET, SOURCE**2, TARGET**2, SOURCE * TARGET)
     lengths = LengthSums(*(ROWS * each for each in sums))
     expected, training = forward_flops(config, VOCAB), training_flops(config, VOCAB)
     assert expected is not None and training is not None
-    assert expected.of(lengths) == forward.get_total_flops()
-    assert training.of(lengths) == forward.get_total_flops() + backward.get_total_flops()
+    assert expected.of(lengths) == forward
+    assert training.of(lengths) == forward + backward
+
+
+def test_of_dilated_attention_the_keys_of_its_segments_count() -> None:
+    """Torch also counts the scores that the backward pass computes again, as fused kernels do."""
+    segments = {"name": "dilated", "segment_lengths": [8, 32], "dilations": [1, 2]}
+    fields = {"decoder_mixer": segments, "max_positions": 32}
+    config = TransformerConfig(**{**SMALL, **fields})
+    forward, backward = _counted(config)
+    again = 2 * ROWS * 3 * 32 * ((TARGET // 8) * 8**2 + (TARGET // 2) ** 2)  # 3 layers
+    sums = (SOURCE, TARGET, SOURCE**2, TARGET**2, SOURCE * TARGET)
+    lengths = LengthSums(*(ROWS * each for each in sums))
+    expected, training = forward_flops(config, VOCAB), training_flops(config, VOCAB)
+    assert expected is not None and training is not None
+    assert expected.of(lengths) == forward
+    assert training.of(lengths) == forward + backward - again
+
+
+def test_of_a_convolution_the_tokens_under_a_kernel_count() -> None:
+    """Torch also counts the zeros of the bands: for each token, those of a block but one."""
+    fields = {
+        "encoder_mixer": {"name": "lightweight_convolution", "kernel_sizes": [3, 4]},
+        "decoder_mixer": {"name": "dynamic_convolution", "width": 16, "glu": False},
+        "decoder_repeats": 2,
+        "lora": {"modules": ["query", "value", "output"]},
+    }
+    config = TransformerConfig(**{**SMALL, **fields})
+    forward, _ = _counted(config)
+    zeros = 2 * ROWS * SOURCE * (SOURCE - 1) * 2 * 32  # 2 layers, 32 channels, a block of 16
+    zeros += 2 * ROWS * TARGET * (TARGET - 1) * 6 * 16  # 6 calls, 16 channels, a block of 32
+    sums = (SOURCE, TARGET, SOURCE**2, TARGET**2, SOURCE * TARGET)
+    expected = forward_flops(config, VOCAB)
+    assert expected is not None
+    assert expected.of(LengthSums(*(ROWS * each for each in sums))) == forward - zeros

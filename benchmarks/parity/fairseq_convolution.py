@@ -1,0 +1,88 @@
+"""Lightweight and dynamic convolutions, compared with fairseq: outputs and gradients.
+
+python benchmarks/parity/fairseq_convolution.py --python VENV/bin/python   # with fairseq-fixed
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from parity.copied_weights import Cases, Names, Part, linear, norm, report
+from parity.fairseq_axes import EMBEDDINGS, FIRST_POSITION, SINUSOIDAL, attention
+
+SIDE = Path(__file__).with_name("fairseq_convolution_side.py")
+_LIGHT = {"name": "lightweight_convolution"}
+_DYNAMIC = {"name": "dynamic_convolution"}
+_NORMS = {
+    "encoder": {"self_attention": "layer_norm1", "feed_forward": "layer_norm2"},
+    "decoder": {
+        "self_attention": "conv_layer_norm",
+        "cross_attention": "encoder_attn_layer_norm",
+        "feed_forward": "final_layer_norm",
+    },
+}
+
+
+def _layer(stack: str, place: str, is_dynamic: bool) -> Names:
+    mixer = f"{place}.self_attention"
+    names = linear(f"{mixer}.input", f"{place}.linear1", bias=True)
+    names |= linear(f"{mixer}.output", f"{place}.linear2", bias=True)
+    kernels = "weight_linear.weight" if is_dynamic else "weight"
+    names[f"{mixer}.kernels.weight"] = [Part(f"{place}.conv.{kernels}")]
+    if stack == "decoder":
+        names |= attention(f"{place}.cross_attention", f"{place}.encoder_attn", is_cross=True)
+    for ours, theirs in _NORMS[stack].items():
+        names |= norm(f"{place}.{ours}_residual.norm", f"{place}.{theirs}", True)
+    names |= linear(f"{place}.feed_forward.up", f"{place}.fc1", bias=True)
+    return names | linear(f"{place}.feed_forward.down", f"{place}.fc2", bias=True)
+
+
+def _case(
+    encoder: dict[str, object], decoder: dict[str, object], is_pre: bool = False
+) -> tuple[dict[str, object], Names]:
+    """Return the fields of a model and where its weights come from."""
+    names: Names = {
+        f"{ours}.weight": [Part(f"{theirs}.weight")] for ours, theirs in EMBEDDINGS["all"].items()
+    }
+    for stack, depth, section in (("encoder", 3, encoder), ("decoder", 2, decoder)):
+        for layer in range(depth):
+            is_dynamic = section["name"] == "dynamic_convolution"
+            names |= _layer(stack, f"{stack}.layers.{layer}", is_dynamic)
+        if is_pre:
+            table = Part(f"{stack}.embed_positions.weight", skip=FIRST_POSITION)
+            names[f"{stack}.positions.weight"] = [table]
+            names |= norm(f"{stack}.final_norm", f"{stack}.layer_norm", True)
+    fields: dict[str, object] = {"encoder_mixer": encoder, "decoder_mixer": decoder}
+    if is_pre:
+        return {**fields, "norm_position": "pre", "positions": "learned"}, names
+    return {**fields, "positions": SINUSOIDAL}, names
+
+
+_PLAIN = {"glu": False}
+_BARE = {**_LIGHT, "weight_softmax": False}
+CASES: Cases = {
+    "dynamic": _case(_DYNAMIC, _DYNAMIC),
+    "lightweight": _case(_LIGHT, _LIGHT),
+    "dynamic, pre-norm, no GLU": _case(_DYNAMIC | _PLAIN, _DYNAMIC | _PLAIN, is_pre=True),
+    "lightweight, wide, no softmax": _case(
+        _BARE | {"kernel_sizes": [5], "width": 48}, _BARE | {"kernel_sizes": [4, 31], "width": 16}
+    ),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare all cases, and return 1 if one differs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python", required=True, help="interpreter that has fairseq")
+    return report(CASES, parser.parse_args(argv).python, SIDE)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""fairseq_convolution.py: fairseq's models, run by the interpreter of their own environment.
+
+    python fairseq_convolution_side.py OUT.safetensors
+
+Writes what `fairseq_axes_side.py` writes, of convolutional models.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from parity.fairseq_axes_side import model_of, run
+from parity.peer_tensors import save_cases
+
+_SIZES = "--weight-dropout 0 --input-dropout 0 --relu-dropout 0 --share-all-embeddings"
+_KERNELS = "--encoder-kernel-size-list [3,7,15] --decoder-kernel-size-list [3,7]"
+_LIGHT = "--encoder-conv-type lightweight --decoder-conv-type lightweight"
+CASES = {
+    "dynamic": _KERNELS,
+    "lightweight": f"{_KERNELS} {_LIGHT}",
+    "dynamic, pre-norm, no GLU": (
+        f"{_KERNELS} --encoder-glu False --decoder-glu False --encoder-normalize-before "
+        "--decoder-normalize-before --encoder-learned-pos --decoder-learned-pos"
+    ),
+    "lightweight, wide, no softmax": (
+        f"{_LIGHT} --weight-softmax False --encoder-conv-dim 48 --decoder-conv-dim 16 "
+        "--encoder-kernel-size-list [5,5,5] --decoder-kernel-size-list [4,31]"
+    ),
+}
+
+
+def main(out: str) -> None:
+    """Run all cases."""
+    models = {case: model_of(f"{_SIZES} {flags}", "lightconv") for case, flags in CASES.items()}
+    save_cases({case: (model, run(model)) for case, model in models.items()}, out)
+    print(json.dumps({"fairseq-fixed": version("fairseq-fixed")}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
