@@ -40,7 +40,7 @@ Temperature = Annotated[
 class BackTranslateConfig(Config):
     """How the model translates the targets of a corpus back, with its weights of each update."""
 
-    beam: PositiveInt = Field(
+    width: PositiveInt = Field(
         default=1, le=1000, description="Width of the beam search; 1 is greedy search."
     )
     sampling: bool = Field(

@@ -70,4 +70,4 @@ def _first_only(search: BeamSearch, settings: BackTranslateConfig) -> BeamSearch
     if settings.sampling:
         drawn = Sampling(top_k=0, top_p=1.0, epsilon=0.0, seed=1)  # the seed is that of the update
         return candidate_search(search, 1, drawn, temperature=1.0)
-    return replace(candidate_search(search, settings.beam, None, temperature=1.0), num_best=1)
+    return replace(candidate_search(search, settings.width, None, temperature=1.0), num_best=1)
