@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult
+from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult, real_rows
 from ds_seq.models.stack import Stack
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
@@ -86,7 +85,7 @@ class Seq2SeqTransformer(nn.Module):
             layers, and the captured outputs of the layers.
         """
         encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
-        rows = _real_rows(inputs.target_mask, inputs.num_targets)
+        rows = real_rows(inputs.target_mask, inputs.num_targets)
         context = self._decoder_context(encoded)._replace(
             token_mask=inputs.target_mask,
             token_rows=rows,
@@ -123,7 +122,7 @@ class Seq2SeqTransformer(nn.Module):
         embedded = self.target_embedding(source) if embedding is None else embedding(source)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)
-        rows = _real_rows(source_mask, num_tokens) if self._encoder_routes else None
+        rows = real_rows(source_mask, num_tokens) if self._encoder_routes else None
         adapters = None if self.adapters is None else self.adapters.rows(source)
         context = Context(
             source_mask,
@@ -242,18 +241,6 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
         decoder_attention=_maps(decoded, "self_attention"),
         cross_attention=_maps(decoded, "cross_attention"),
     )
-
-
-def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
-    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
-
-    Args:
-        mask: the mask.
-        count: N; None if unknown. Counting them makes the host wait for a GPU.
-    """
-    flat = mask.reshape(-1)
-    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
-    return found.squeeze(1)
 
 
 def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
