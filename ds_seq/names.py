@@ -58,6 +58,8 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
 """Activations that multiply two projections of the input."""
 GateActivation = Literal["silu", "gelu"]
 """Activations of the gate of retention."""
+BIASED_POSITIONS = frozenset({"alibi", "buckets"})
+"""Kinds of positions that are a bias of the scores of self-attention."""
 EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
@@ -175,6 +177,10 @@ VOCAB_FILES = ("vocab.source.model", "vocab.target.model")
 """Names of the files if source and target have tokenizers of their own."""
 SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")
 """Special symbols of a vocabulary, in the order of their ids, which is fairseq's."""
+MASK_PIECE = "<mask>"
+"""Stands for hidden text; see `data.vocab.mask`."""
+SENTINEL_PIECE = "<extra_id_{}>"
+"""T5's symbols for hidden spans, by number; see `data.vocab.sentinels`."""
 IDENTITY = "identity"
 NORMALIZATION_RULES = (IDENTITY, "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf")
 """Rules by which SentencePiece can rewrite text; `cf` folds case. `IDENTITY` changes nothing."""
@@ -197,6 +203,8 @@ TEXT_METRICS = (
     "rougeLsum",
 )
 """Metrics that compare a text with references."""
+TOKEN_METRICS = {"accuracy": True, "perplexity": False}
+"""Metrics of the probabilities of given tokens, and whether higher values are better."""
 DEFAULT_METRICS = ("bleu", "chrf")
 """Metrics of `ds-seq score` and of translations with a reference."""
 FILTER_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL")

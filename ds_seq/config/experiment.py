@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,17 @@ from ds_seq.config.criterion import (
     BaseCriterionConfig,
     CriterionConfig,
     CrossEntropyConfig,
-    DistillationConfig,
+    HardEmConfig,
     MinimumRiskConfig,
     ModelAndBaseConfig,
 )
+from ds_seq.config.criterion_checks import (
+    distillation_errors,
+    mixture_errors,
+    weight_errors,
+)
 from ds_seq.config.data import DataConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.optim import (
@@ -27,11 +34,12 @@ from ds_seq.config.optim import (
     PolynomialConfig,
     SchedulerConfig,
 )
-from ds_seq.config.task import TaskConfig, TranslationConfig
+from ds_seq.config.task import DenoisingConfig, TaskConfig
+from ds_seq.config.task_checks import denoising_errors, metric_errors
 from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
-from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
+from ds_seq.names import ADAPTERS, LOSS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
@@ -85,6 +93,12 @@ class ExperimentConfig(Config):
         return criterion if isinstance(criterion, DistillationConfig) else None
 
     @property
+    def experts(self) -> list[str]:
+        """Start symbols of the experts if the model is a mixture, else none."""
+        _, criterion = self.base_criterion
+        return criterion.experts if isinstance(criterion, HardEmConfig) else []
+
+    @property
     def num_passes(self) -> int:
         """How often the model reads each batch in training."""
         _, criterion = self.base_criterion
@@ -113,11 +127,13 @@ class ExperimentConfig(Config):
             ({"model", "data"}, self._position_errors),
             ({"train", "data"}, self._batch_errors),
             ({"scheduler", "train"}, self._schedule_errors),
-            ({"criterion", "model", "data"}, self._distillation_errors),
-            ({"criterion", "model"}, self._weight_errors),
+            ({"criterion", "model", "data"}, partial(distillation_errors, self)),
+            ({"criterion", "model"}, partial(weight_errors, self)),
+            ({"criterion", "data", "generation"}, partial(mixture_errors, self)),
             ({"train", "model"}, self._adapter_errors),
             ({"model", "data"}, self._adapter_tag_errors),
             ({"train", "data"}, self._validation_errors),
+            ({"task", "data"}, self._task_errors),
         )
         errors = [error for reads, check in checks if not reads & stand_ins for error in check()]
         if errors:
@@ -231,68 +247,6 @@ class ExperimentConfig(Config):
             )
         ]
 
-    def _distillation_errors(self) -> list[tuple[str, str]]:
-        (where, _), criterion = self.base_criterion, self.distillation
-        if criterion is None:
-            return []
-        errors = []
-        if criterion.cache is not None and self.data.long_pairs != "skip":
-            message = (
-                f"{self.data.long_pairs} changes pairs, but {where}.cache has outputs for whole "
-                "ones; use skip, or a live teacher"
-            )
-            errors.append(("data.long_pairs", message))
-        tags = self.data.vocab.source_side.user_symbols
-        if criterion.strategy == "global_language_wise" and not tags:
-            errors.append(
-                (
-                    f"{where}.strategy",
-                    "global_language_wise needs tags at the start of the source lines; list them "
-                    "in data.vocab.user_symbols, such as [<de>, <fr>]",
-                )
-            )
-        return errors + self._imitation_errors(where, criterion)
-
-    def _imitation_errors(self, where: str, criterion: DistillationConfig) -> list[tuple[str, str]]:
-        """Return what the layers of the model do not have of what is to be imitated."""
-        errors = []
-        for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
-            if section is None:
-                continue
-            for stack in self.model.stacks:
-                given, depth = section.layers_of(stack), self.model.calls_of(stack)
-                if given and len(given) != depth:
-                    errors.append(
-                        (
-                            f"{where}.{name}.{stack}",
-                            f"names {len(given)} teacher layers, but the {stack} calls {depth} "
-                            f"(model.{stack}_layers times model.{stack}_repeats)",
-                        )
-                    )
-        kinds = () if criterion.attention is None else criterion.attention.kinds
-        for kind in (each for each in kinds if each not in self.model.attention_maps):
-            message = f"{kind} has no attention maps in the layers of this model"
-            errors.append((f"{where}.attention.kinds", message))
-        if criterion.hidden is not None and self.model.state_width is None:
-            message = f"model.name {self.model.name} returns no hidden states; use null"
-            errors.append((f"{where}.hidden", message))
-        return errors
-
-    def _weight_errors(self) -> list[tuple[str, str]]:
-        criterion, moe = self.criterion, self.model.moe
-        if not isinstance(criterion, ModelAndBaseConfig):
-            return []
-        there_are = (BASE, *(moe.losses if moe is not None else ()))
-        if any(criterion.loss_weights.get(name, 1.0) for name in there_are):
-            return []
-        return [
-            (
-                "criterion.loss_weights",
-                f"the weights of all losses of this model ({', '.join(there_are)}) are 0 or null, "
-                "so nothing is learned; set one above 0",
-            )
-        ]
-
     def _adapter_errors(self) -> list[tuple[str, str]]:
         adapters = self.model.adapters
         ids, used = ([], []) if adapters is None else (adapters.ids, adapters.used)
@@ -320,6 +274,11 @@ class ExperimentConfig(Config):
             if tag not in known
         ]
 
+    def _task_errors(self) -> list[tuple[str, str]]:
+        if isinstance(self.task, DenoisingConfig):
+            return list(denoising_errors(self.task, self.data))
+        return []
+
     def _stage_errors(self, known: list[str], why: str) -> Iterator[tuple[str, str]]:
         for number, stage in enumerate(self.data.mixing.stages):
             metric = None if stage.until is None else stage.until.metric
@@ -332,16 +291,7 @@ class ExperimentConfig(Config):
         if self.train.validate_every is None:
             return list(self._stage_errors([], "train.validate_every is null"))
         errors = list(self._stage_errors([*metrics, LOSS], "it is not in validation.metrics"))
-        if isinstance(self.task, TranslationConfig):  # other tasks may define their own metrics
-            errors += [
-                (
-                    "validation.metrics",
-                    f"no metric {name!r}{nearest(name, TEXT_METRICS)}; there are "
-                    f"{', '.join(TEXT_METRICS)}, or `package.module:Name`",
-                )
-                for name in metrics
-                if name not in TEXT_METRICS and ":" not in name
-            ]
+        errors += metric_errors(self.task, metrics)
         if best != LOSS and best not in metrics:
             known = ", ".join(metrics) or "empty"
             errors.append(

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ds_seq.config.criterion import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
+from ds_seq.config.criterion import CrossEntropyConfig, ModelAndBaseConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from ds_seq.config.base import Config, ExternalConfig, plugin_tag
+from ds_seq.config.base import Config, ExternalConfig, all_defaults, plugin_tag
+from ds_seq.config.noise import NoiseConfig
+from ds_seq.names import SideChoice
 
 
 class TranslationConfig(Config):
@@ -20,7 +22,25 @@ class TranslationConfig(Config):
     )
 
 
+class DenoisingConfig(Config):
+    """Pre-training of an encoder-decoder, which restores noisy text."""
+
+    name: Literal["denoising"] = Field(description="Selects this task.")
+    noise: NoiseConfig = Field(
+        default_factory=all_defaults,
+        description="The noise: `bart`, `mbart` or `t5`, with the settings of their papers, or one "
+        "of these names with other settings.",
+    )
+    side: SideChoice | None = Field(
+        default=None,
+        description="Side of pairs whose text is read; null for text of one side "
+        "(`data.language`).",
+    )
+
+
 TaskConfig = Annotated[
-    Annotated[TranslationConfig, Tag("translation")] | Annotated[ExternalConfig, Tag("external")],
+    Annotated[TranslationConfig, Tag("translation")]
+    | Annotated[DenoisingConfig, Tag("denoising")]
+    | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("translation")),
 ]

@@ -19,8 +19,10 @@ from ds_seq.names import (
     FAIRSEQ_DICT,
     HUGGINGFACE,
     IDENTITY,
+    MASK_PIECE,
     NORMALIZATION_RULES,
     SENTENCEPIECE,
+    SENTINEL_PIECE,
     SPECIAL_PIECES,
     TOKENIZER_NAMES,
     Side,
@@ -36,6 +38,8 @@ _SENTENCEPIECE_ONLY = (
     "byte_fallback",
     "input_sentence_size",
     "normalization",
+    "mask",
+    "sentinels",
 )
 _MADE_ELSEWHERE = (
     (FAIRSEQ_DICT, "fairseq", "dictionary, such as {dictionary: dict.en.txt, codes: bpe.codes}"),
@@ -45,6 +49,7 @@ _MADE_ELSEWHERE = (
 _Size = Annotated[int, Field(ge=8, le=10_000_000)]
 _Coverage = Annotated[float, Field(gt=0.0, le=1.0)]
 _ModelType = Literal["unigram", "bpe"]
+_Sentinels = Annotated[int, Field(ge=0, le=10_000)]
 
 
 AddedSymbol = Annotated[str, StringConstraints(pattern=r"^\S+$")]
@@ -175,6 +180,23 @@ class VocabFields(Config):
         default=[],
         description="Strings that are always a single subword, such as `<2de>`.",
     )
+    mask: bool = Field(
+        default=False,
+        description=f"Whether there is a symbol `{MASK_PIECE}`, which no text contains, for "
+        "denoising and masked language models.",
+    )
+    sentinels: _Sentinels = Field(
+        default=0,
+        description=f"Number of symbols `{SENTINEL_PIECE.format(0)}`, "
+        f"`{SENTINEL_PIECE.format(1)}` and so on, which no text contains, for the span corruption "
+        "of T5; it has 100.",
+    )
+
+    @property
+    def control_symbols(self) -> list[str]:
+        """Symbols that no text contains, besides those of all vocabularies."""
+        masks = [MASK_PIECE] if self.mask else []
+        return masks + [SENTINEL_PIECE.format(number) for number in range(self.sentinels)]
 
     @property
     def made_elsewhere(self) -> tuple[str, FairseqDictConfig | HuggingFaceVocabConfig] | None:
@@ -213,6 +235,8 @@ class VocabFields(Config):
                 raise ValueError("a symbol is empty; remove it")
             if symbol in SPECIAL_PIECES:
                 raise ValueError(f"{symbol} is always in the vocabulary; remove it")
+            if symbol == MASK_PIECE:
+                raise ValueError(f"{symbol} would be read from text; remove it, and set mask: true")
             if symbol in known:
                 raise ValueError(f"{symbol} is listed twice; remove one of them")
             known.add(symbol)
@@ -235,14 +259,15 @@ class VocabFields(Config):
 
     def _size_errors(self) -> list[tuple[str, str]]:
         num_bytes = 256 if self.byte_fallback else 0
-        least = len(SPECIAL_PIECES) + len(self.user_symbols) + num_bytes + 1
+        num_special = len(SPECIAL_PIECES) + len(self.control_symbols)
+        least = num_special + len(self.user_symbols) + num_bytes + 1
         if self.name != SENTENCEPIECE or self.size >= least:
             return []
         others = f" and {num_bytes} bytes" if num_bytes else ""
         return [
             (
                 "size",
-                f"{self.size} has no room for text: {len(SPECIAL_PIECES)} special and "
+                f"{self.size} has no room for text: {num_special} special and "
                 f"{len(self.user_symbols)} user symbols{others} need at least {least}",
             )
         ]
@@ -288,6 +313,8 @@ class VocabSideConfig(Config):
     )
     normalization: str | None = Field(default=None, description="As in data.vocab.")
     user_symbols: list[str] | None = Field(default=None, description="As in data.vocab.")
+    mask: bool | None = Field(default=None, description="As in data.vocab.")
+    sentinels: _Sentinels | None = Field(default=None, description="As in data.vocab.")
 
 
 class VocabConfig(VocabFields):

@@ -25,8 +25,8 @@ from ds_seq.data.batch import (
     seq2seq_batch,
 )
 from ds_seq.data.blocks import cut_sentences, join_lengths, join_sentences, prepend
-from ds_seq.data.modify import Key, Modifier, copy_numbers
-from ds_seq.data.source import Source, TokenBlock
+from ds_seq.data.modify import Modifier, copy_numbers
+from ds_seq.data.source import Key, Source, TokenBlock
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Symbols

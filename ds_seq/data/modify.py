@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.hashing import hashed, uniform
+from ds_seq.data.source import Key
 from ds_seq.data.text_changes import add_typos, noise, title, without_end
 from ds_seq.names import SideChoice
 from ds_seq.text.subword_draws import SubwordDraws
-from ds_seq.text.tokenizer import MarkedTokenizer, Tokenizers
+from ds_seq.text.tokenizer import Tokenizers, ordinary_ids
 
 Ids = list[int]
 Pair = tuple[Ids, Ids]
-Key = tuple[int, int]
-"""Seed and epoch."""
 _COPY = 1 << 40
 _TEXT, _CASE, _DETAILS = range(3)
 """What a random number is for."""
@@ -103,12 +102,7 @@ class Modifier:
             for side, tokenizer in zip(("source", "target"), tokenizers, strict=True)
         ]
         self._growth = 1.0
-        source = tokenizers.source
-        symbols = source.symbols
-        special = {symbols.pad, symbols.eos, symbols.unk, symbols.start, *source.tag_ids}
-        if isinstance(source, MarkedTokenizer):
-            special |= source.special_ids
-        self._plain = [i for i in range(len(source)) if i not in special and i != symbols.bos]
+        self._plain = ordinary_ids(tokenizers.source)
 
     def _kinds(self, rows: NDArray[np.integer], key: Key) -> list[NDArray[np.bool_]]:
         """Return which pairs (N,) each of `Changes.of_text` changes."""

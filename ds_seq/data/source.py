@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,23 @@ class Dataset(Protocol):
 
     def __len__(self) -> int:
         """N."""
+
+
+Key = tuple[int, int]
+"""Seed and epoch."""
+
+
+@runtime_checkable
+class ChangingDataset(Dataset, Protocol):
+    """Examples that differ from epoch to epoch."""
+
+    def in_epoch(self, key: Key, stage: int = 0) -> Dataset:
+        """Return the examples as they are in an epoch.
+
+        Args:
+            key: seed and epoch.
+            stage: number of the stage of a mix, from 0.
+        """
 
 
 class Source(Protocol):

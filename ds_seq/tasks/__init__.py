@@ -10,14 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.data import DataConfig, FairseqConfig
-from ds_seq.config.task import TaskConfig, TranslationConfig
+from ds_seq.config.data import DataConfig
+from ds_seq.config.task import DenoisingConfig, TaskConfig, TranslationConfig
 from ds_seq.data.expected import expected_by_experiment, raw_files
-from ds_seq.data.open import SourceChoice
 from ds_seq.names import SPLITS
 from ds_seq.plugins import find_plugin
+from ds_seq.tasks.sources import source_choice
 from ds_seq.text.build import load_tokenizers
-from ds_seq.text.tokenizer import Tokenizers
 
 if TYPE_CHECKING:
     from ds_seq.tasks.base import Task
@@ -63,23 +62,16 @@ def numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
     return [0, *(len(source) for source, _ in tags)], [0, *(len(target) for _, target in tags)]
 
 
-def source_choice(data: DataConfig, tokenizers: Tokenizers) -> SourceChoice:
-    """Return the source that `data.source` names, with its options.
+def _denoising(config: DenoisingConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.build_denoising import denoising
 
-    Args:
-        data: the section.
-        tokenizers: tokenizers of the run, into whose ids other formats are translated.
-    """
-    config = data.source
-    if isinstance(config, FairseqConfig):
-        options = {"folders": config.folders, "languages": data.fairseq_languages}
-        return SourceChoice(config.name, {**options, "tokenizers": tokenizers})
-    if isinstance(config, ExternalConfig):
-        return SourceChoice(config.name, config.options)
-    return SourceChoice(config.name, config.model_dump(exclude={"name"}))
+    return denoising(config, data)
 
 
-TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {"translation": _translation}
+TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {
+    "translation": _translation,
+    "denoising": _denoising,
+}
 
 
 def build_task(config: TaskConfig, data: DataConfig) -> Task:

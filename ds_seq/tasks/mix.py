@@ -29,7 +29,7 @@ from ds_seq.data.mixing import (
 )
 from ds_seq.data.modify import Changes, Modifier
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.source import Dataset, Source
+from ds_seq.data.source import ChangingDataset, Dataset, Source
 from ds_seq.data.stream import Collate
 from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
@@ -217,7 +217,7 @@ def collate_in(task: Task, dataset: Dataset, seed: int) -> Callable[[Position], 
 
     def collate(position: Position) -> Callable[[NDArray[np.integer]], Batch]:
         present = dataset
-        if isinstance(dataset, CorporaDataset):
+        if isinstance(dataset, ChangingDataset):
             present = dataset.in_epoch((seed, position.epoch), position.stage)
         return partial(task.collate, present)
 

@@ -75,7 +75,8 @@ def _make_one(
     every = side_options(vocab)
     # as in records of earlier versions: without options of other kinds, and without newer ones
     left_out = {"name", "options"} if vocab.name == SENTENCEPIECE else set()
-    left_out |= set() if vocab.byte_fallback else {"byte_fallback"}
+    newer = ("byte_fallback", "mask", "sentinels")
+    left_out |= {key for key in newer if not every[key]}
     options = {key: value for key, value in every.items() if key not in left_out}
     inputs = [text_fingerprint(file) for file in _inputs(vocab, text)]
     step = Step(path.with_suffix(".json"), inputs, options, [path])

@@ -172,4 +172,5 @@ def _options(vocab: VocabFields) -> dict[str, Any]:
         "byte_fallback": vocab.byte_fallback,
         "input_sentence_size": vocab.input_sentence_size,
         "normalization": vocab.normalization,
+        "control_symbols": vocab.control_symbols,
     }

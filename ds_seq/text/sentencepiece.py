@@ -43,6 +43,7 @@ class SentencePieceTokenizer:
         symbols: fairseq's special symbols: `</s>` also starts the decoder input, `<s>` is unused.
         fingerprint: differs between models that encode the same text differently.
         tag_ids: ids of the user symbols.
+        special_ids: ids of the symbols that no text contains, such as `<mask>`.
         normalization: name of the rule by which the model rewrites text, `identity` if it does not.
 
     Raises:
@@ -71,7 +72,8 @@ class SentencePieceTokenizer:
                 "prepare_data/train_vocab.py"
             )
         proto = ModelProto.FromString(model)
-        self.tag_ids = _user_symbol_ids(proto)
+        self.tag_ids = _ids_of(proto, ModelProto.SentencePiece.USER_DEFINED)
+        self.special_ids = _ids_of(proto, ModelProto.SentencePiece.CONTROL)
         rule = proto.normalizer_spec
         # the map of the rule, and not its name, is what SentencePiece applies
         self.normalization: str = rule.name if rule.precompiled_charsmap else IDENTITY
@@ -205,9 +207,6 @@ def possible_fingerprints(model: bytes) -> tuple[str, str]:
     return plain.hexdigest(), first.hexdigest()
 
 
-def _user_symbol_ids(model: ModelProto) -> frozenset[int]:
-    """Return the ids of a model's user symbols, which its processor does not report."""
-    user_defined = ModelProto.SentencePiece.USER_DEFINED
-    return frozenset(
-        index for index, piece in enumerate(model.pieces) if piece.type == user_defined
-    )
+def _ids_of(model: ModelProto, kind: int) -> frozenset[int]:
+    """Return the ids of a model's pieces of a kind, which its processor does not report."""
+    return frozenset(index for index, piece in enumerate(model.pieces) if piece.type == kind)

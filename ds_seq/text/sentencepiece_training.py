@@ -64,9 +64,10 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
     byte_fallback: bool,
     seed: int = 1,
     user_symbols: Sequence[str] = (),
+    control_symbols: Sequence[str] = (),
     num_threads: int = 4,
 ) -> bytes:
-    """Train one SentencePiece model on all files together; see `_warn_of_skipped`.
+    """Train one SentencePiece model on all files together, and return the bytes of its file.
 
     Args:
         files: UTF-8 text files, one sentence per line; normally both sides of the training text.
@@ -77,15 +78,12 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
             scripts with thousands of characters.
         input_sentence_size: number of sentences sampled at random for training; 0 means all.
         normalization: rule by which the model rewrites text: a name that SentencePiece knows, or
-            a file `NAME.tsv`. `identity` leaves text as it is, all its spaces included.
+            a file `NAME.tsv`; `identity` leaves text as it is.
         byte_fallback: whether characters without a piece become UTF-8 bytes, 256 of the pieces.
         seed: seed of this sample.
         user_symbols: pieces that are never split, for example language tags.
-        num_threads: number of trainer threads. It affects the result, because sums depend on the
-            order of addition; keep it fixed for reproducible files.
-
-    Returns:
-        The bytes of a model file.
+        control_symbols: pieces that no text contains, such as `<mask>`.
+        num_threads: number of trainer threads, on which sums and so the result depend a little.
 
     Raises:
         UserError: there is no text, the rules cannot be read, or `size` does not suit the text.
@@ -97,6 +95,7 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
         "character_coverage": character_coverage,
         "byte_fallback": byte_fallback,
         "user_defined_symbols": list(user_symbols),
+        "control_symbols": list(control_symbols),
         "num_threads": num_threads,
         # other rules replace special spaces, which leaves runs of them
         "remove_extra_whitespaces": normalization != IDENTITY,

@@ -126,6 +126,15 @@ class MarkedTokenizer(Protocol):
     special_ids: frozenset[int]
 
 
+def ordinary_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that stand for text, without those of symbols."""
+    symbols = tokenizer.symbols
+    special = {symbols.pad, symbols.eos, symbols.unk, symbols.start, *tokenizer.tag_ids}
+    if isinstance(tokenizer, MarkedTokenizer):
+        special |= tokenizer.special_ids
+    return [i for i in range(len(tokenizer)) if i not in special and i != symbols.bos]
+
+
 class TokenizerKind(Protocol[TokenizerT]):
     """The object that a tokenizer's name refers to: normally a class with two class methods."""
 

@@ -98,10 +98,7 @@ def train_batches(
     sampler = train_sampler(config, dataset, world.rank, world.size)
     if share is not None:
         sampler = sampler.shared(share)
-    mix, in_epoch = None, None
-    if isinstance(dataset, CorporaDataset):
-        mix = build_mix(config.data, train.seed, dataset, sampler)
-        in_epoch = collate_in(task, dataset, train.seed)
+    mix = build_mix(config.data, train.seed, dataset, sampler)
     return BatchStream(
         partial(task.collate, dataset),
         sampler,
@@ -109,7 +106,7 @@ def train_batches(
         pin=world.device.type == "cuda",
         max_epochs=train.max_epochs,
         mix=mix,
-        collate_in=in_epoch,
+        collate_in=collate_in(task, dataset, train.seed),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from ds_seq.config.criterion import MinimumRiskConfig
+from ds_seq.config.criterion import HardEmConfig, MinimumRiskConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.criterions import Criterion, Teacher, build_criterion
 from ds_seq.distill.projection import attach_projection, build_projection
@@ -92,7 +92,7 @@ def criterion_of(config: ExperimentConfig, task: Task, teacher: Teacher | None) 
     """Build the criterion of an experiment; one that generates uses its search and vocabulary."""
     tags = sorted(task.tokenizers.source.tag_ids)
     _, base = config.base_criterion
-    if not isinstance(base, MinimumRiskConfig):
+    if not isinstance(base, MinimumRiskConfig | HardEmConfig):
         return build_criterion(config.criterion, teacher, tags)
     # only where it is used
     from ds_seq.criterions.generator import Generation

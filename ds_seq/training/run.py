@@ -35,6 +35,7 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
+from ds_seq.text.experts import expert_ids
 from ds_seq.training.batch_ids import pair_numbers
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import Engine
@@ -287,7 +288,11 @@ def _scorer(
     """Return the scorer of the validation split, which decodes as `generate` does, or None."""
     positions = config.model.max_positions
     _, search, limits = build_decoding(
-        config.generation, task.symbols, positions, config.longest_source
+        config.generation,
+        task.symbols,
+        positions,
+        config.longest_source,
+        experts=expert_ids(task.tokenizers.target, config.experts) if config.experts else (),
     )
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(

@@ -21,6 +21,8 @@ GUIDES = tuple(
         "CRITERIONS",
         "DISTILLATION",
         "EXPERTS",
+        "LONG_INPUTS",
+        "PRETRAINING",
         "RETENTION",
         "SUMMARIZATION",
         "TRAINING",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ds_seq import cli
 from ds_seq.commands.teacher_cache import main
-from ds_seq.config.criterion import DistillationConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.binarize import binarize

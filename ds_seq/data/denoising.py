@@ -1,0 +1,211 @@
+"""Data sets of noisy text: the noise of an example is drawn anew in each epoch.
+
+What is drawn is a function of (seed, epoch, number of the row), so it is the same on any rank, in
+any batch and after a resume.
+
+Shapes: N examples, B examples of a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ds_seq.data.batch import Batch, Seq2SeqInputs, empty_seq2seq_batch, rows_within, seq2seq_batch
+from ds_seq.data.noise.rows import RowDraws, framed, ranges, unframed
+from ds_seq.data.noise.text import NoiseVocab, TextNoise
+from ds_seq.data.source import Key, Source, TokenBlock
+from ds_seq.errors import UserError
+from ds_seq.text.tokenizer import Symbols
+
+_SIDE = 1 << 40  # between the numbers of rows of both sides
+_VALIDATION = (0, 0)  # instead of seed and epoch: each validation has the same noise
+
+
+class Texts(Protocol):
+    """Rows of text of one language or more, without the symbols around them, numbered from 0."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the rows."""
+
+    @property
+    def lengths(self) -> NDArray[np.integer]:
+        """(N,) number of tokens of each row, or more."""
+
+    def numbers(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return numbers (B,) that tell rows apart, on which their noise depends.
+
+        Rows of both sides of a pair differ by a multiple of 2 ** 40.
+        """
+
+    def gather(self, indices: NDArray[np.int64], key: Key) -> TokenBlock:
+        """Copy at least one row.
+
+        Args:
+            indices: (B,) numbers of the rows.
+            key: seed and epoch.
+        """
+
+
+class SideTexts:
+    """One side of pairs, or both, those of the source before those of the target.
+
+    Args:
+        source: the pairs.
+        sides: columns of the sides, and the symbols around their sentences.
+    """
+
+    def __init__(self, source: Source, sides: Sequence[tuple[int, Symbols]]) -> None:
+        self._source, self._sides = source, tuple(sides)
+        self.lengths: NDArray[np.integer] = np.concatenate(
+            [
+                source.lengths[:, column] - np.int32(len(symbols.framed(())))
+                for column, symbols in sides
+            ]
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the pairs."""
+        return self._source.fingerprint
+
+    def numbers(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `Texts.numbers`."""
+        place, rows = np.divmod(indices, len(self._source))
+        columns = np.asarray([column for column, _ in self._sides])
+        return rows + columns[place] * _SIDE
+
+    def gather(self, indices: NDArray[np.int64], key: Key) -> TokenBlock:
+        """See `Texts.gather`."""
+        place, rows = np.divmod(indices, len(self._source))
+        order, blocks = [], []
+        for number, (column, symbols) in enumerate(self._sides):
+            chosen = np.flatnonzero(place == number)
+            if len(chosen):
+                order.append(chosen)
+                blocks.append(unframed(self._source.gather(rows[chosen])[column], symbols))
+        return blocks[0] if len(blocks) == 1 else _in_order(blocks, np.concatenate(order))
+
+
+def _in_order(blocks: Sequence[TokenBlock], places: NDArray[np.int64]) -> TokenBlock:
+    """Return the rows of blocks as one, each at its place."""
+    tokens, lengths = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    rows = np.argsort(places)
+    starts = np.cumsum(lengths) - lengths
+    return TokenBlock(tokens[ranges(starts[rows], lengths[rows])], lengths[rows])
+
+
+class Noise(Protocol):
+    """What makes inputs and targets of rows of text, all without the symbols around them."""
+
+    def lengths(self, lengths: NDArray[np.integer], /) -> NDArray[np.int64]:
+        """Return the lengths (N, 2) of inputs and targets of rows of some lengths (N,), or more."""
+
+    def __call__(self, block: TokenBlock, draws: RowDraws, /) -> tuple[TokenBlock, TokenBlock]:
+        """Return inputs and targets."""
+
+
+class TextToRestore(NamedTuple):
+    """The noises of BART; the target is the whole text."""
+
+    noise: TextNoise
+    vocab: NoiseVocab
+
+    def lengths(self, lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+        """See `Noise.lengths`."""
+        return np.stack([lengths, lengths], axis=1).astype(np.int64)
+
+    def __call__(self, block: TokenBlock, draws: RowDraws) -> tuple[TokenBlock, TokenBlock]:
+        """See `Noise`."""
+        return self.noise(block, draws, self.vocab), block
+
+
+class NoisyDataset:
+    """Rows of text within length limits, which a subclass turns into batches.
+
+    Args:
+        texts: all rows.
+        lengths: (N, sides) lengths of the examples that they make, symbols around them included.
+        limits: (sides) most tokens of each side.
+
+    Attributes:
+        lengths: (N, sides) lengths of the kept examples, or more.
+        num_left_out: number of rows beyond the limits.
+
+    Raises:
+        UserError: no row is within the limits.
+    """
+
+    def __init__(
+        self, texts: Texts, lengths: NDArray[np.integer], limits: Sequence[int | None]
+    ) -> None:
+        self._texts, self._key = texts, _VALIDATION
+        self._rows = rows_within(lengths, limits)
+        self.lengths: NDArray[np.integer] = lengths[self._rows].astype(np.int32)
+        self.num_left_out = len(lengths) - len(self._rows)
+        if len(self._rows) == 0:
+            raise UserError(
+                f"none of {len(lengths):,} rows of text is within data.max_source_length and "
+                "data.max_target_length with its noise; raise them"
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the text."""
+        return self._texts.fingerprint
+
+    def in_epoch(self, key: Key, stage: int = 0) -> NoisyDataset:
+        """Return the examples with the noise of an epoch; before, it is that of validations."""
+        other = copy.copy(self)
+        other._key = key
+        return other
+
+    def _pairs(self, indices: NDArray[np.integer]) -> torch.Tensor:
+        """Return the numbers (B,) of the pairs or lines of some examples, for reports."""
+        return torch.from_numpy(self._texts.numbers(self._rows[indices].astype(np.int64)) % _SIDE)
+
+    def _gathered(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, RowDraws]:
+        """Return rows, and the random numbers of their noise."""
+        rows = self._rows[indices].astype(np.int64)
+        draws = RowDraws(self._texts.numbers(rows), self._key)
+        return self._texts.gather(rows, self._key), draws
+
+
+class DenoisingDataset(NoisyDataset):
+    """Text with noise as the source, and what a model has to write as the target.
+
+    Args:
+        texts: all rows.
+        noise: makes both sides.
+        symbols: symbols around sources, and around targets.
+        limits: most tokens of a source, and of a target; None: no limit.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        noise: Noise,
+        symbols: tuple[Symbols, Symbols],
+        limits: tuple[int | None, int | None],
+    ) -> None:
+        self._noise, self._symbols = noise, symbols
+        around = [len(each.framed(())) for each in symbols]
+        super().__init__(texts, noise.lengths(texts.lengths) + around, limits)
+
+    def collate(self, indices: NDArray[np.integer] | Sequence[int]) -> Batch[Seq2SeqInputs]:
+        """Build the batch of some examples; of none, the empty batch."""
+        numbers = np.asarray(indices, np.int64)
+        if len(numbers) == 0:
+            return empty_seq2seq_batch(self._symbols[1])
+        sides = self._noise(*self._gathered(numbers))
+        source, target = map(framed, sides, self._symbols)
+        return seq2seq_batch(source, target, self._symbols[1], self._pairs(numbers))
