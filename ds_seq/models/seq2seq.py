@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult, real_rows
+from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult
 from ds_seq.models.stack import Stack
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
@@ -241,6 +242,18 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
         decoder_attention=_maps(decoded, "self_attention"),
         cross_attention=_maps(decoded, "cross_attention"),
     )
+
+
+def real_rows(mask: Tensor, count: int | None = None) -> Tensor:
+    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
+
+    Args:
+        mask: the mask.
+        count: N; None if unknown. Counting them makes the host wait for a GPU.
+    """
+    flat = mask.reshape(-1)
+    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
+    return found.squeeze(1)
 
 
 def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:

@@ -164,7 +164,7 @@ def test_plugin_names_are_the_union_tags() -> None:
         "model_and_base",
     }
     assert names["task"] == {"translation", "denoising"}
-    assert names["model"] == {"transformer", "huggingface"}
+    assert names["model"] == {"transformer", "convolutional", "huggingface"}
     assert "external" not in set().union(*names.values())
 
 
