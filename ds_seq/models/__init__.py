@@ -25,9 +25,16 @@ def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
     return build_convolutional(*args, **kwargs)
 
 
+def _decoder_only(*args: Any, **options: Any) -> nn.Module:
+    from ds_seq.models.build.decoder_only import build_decoder_only  # only where it is used
+
+    return build_decoder_only(*args, **options)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "transformer": build_seq2seq,
     "convolutional": _convolutional,
+    "decoder_only": _decoder_only,
 }
 
 

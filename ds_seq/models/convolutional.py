@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.output import LayerOutputs, ModelOutput
-from ds_seq.models.seq2seq import real_rows
+from ds_seq.models.stack import real_rows
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.kv_cache import is_identity
 from ds_seq.modules.positions import LearnedPositions
