@@ -25,9 +25,24 @@ def _recurrent(*args: Any, **kwargs: Any) -> nn.Module:
     return build_recurrent(*args, **kwargs)
 
 
+def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
+    """Build a convolutional model; its parts are imported only if there is one."""
+    from ds_seq.models.build.convolutional import build_convolutional
+
+    return build_convolutional(*args, **kwargs)
+
+
+def _decoder_only(*args: Any, **options: Any) -> nn.Module:
+    from ds_seq.models.build.decoder_only import build_decoder_only  # only where it is used
+
+    return build_decoder_only(*args, **options)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "transformer": build_seq2seq,
     "recurrent": _recurrent,
+    "convolutional": _convolutional,
+    "decoder_only": _decoder_only,
 }
 
 

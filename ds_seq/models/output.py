@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ds_seq.moe.output import MoeAux, RoutingStats
@@ -90,15 +89,3 @@ class ModelOutput(NamedTuple):
     """One per call of an MoE layer, encoder first; empty for a dense model."""
     layers: LayerOutputs | None = None
     """Hidden states and attention maps, if requested by `Capture`."""
-
-
-def real_rows(mask: Tensor, count: int | None = None) -> Tensor:
-    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
-
-    Args:
-        mask: the mask.
-        count: N; None if unknown. Counting them makes the host wait for a GPU.
-    """
-    flat = mask.reshape(-1)
-    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
-    return found.squeeze(1)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
-from ds_seq.models.output import LayerOutputs, ModelOutput, real_rows
+from ds_seq.models.output import LayerOutputs, ModelOutput
+from ds_seq.models.stack import real_rows
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.kv_cache import is_identity
 from ds_seq.modules.lstm import Lstm, LstmState

@@ -8,15 +8,19 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult, real_rows
-from ds_seq.models.stack import Stack
+from ds_seq.models.output import (
+    EncoderOutput,
+    LayerOutputs,
+    ModelOutput,
+    StackResult,
+)
+from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
@@ -93,12 +97,12 @@ class Seq2SeqTransformer(nn.Module):
             source_lengths=_lengths(inputs.source_mask, encoded.hidden, inputs.num_sources),
         )
         decoded: StackResult = self.decoder(self.target_embedding(inputs.target), context, capture)
-        decoder_losses = _sum_losses(layer.losses for layer in decoded.aux)
+        decoder_losses = sum_losses(layer.losses for layer in decoded.aux)
         flat = decoded.hidden.flatten(0, 1)
         hidden = flat if len(rows) == len(flat) else flat.index_select(0, rows)
         return ModelOutput(
             self._project(hidden),
-            _sum_losses([encoded.router_losses, decoder_losses]),
+            sum_losses([encoded.router_losses, decoder_losses]),
             encoded.moe_stats + [layer.stats for layer in decoded.aux],
             None if capture == "none" else _layer_outputs(encoded, decoded),
         )
@@ -140,10 +144,10 @@ class Seq2SeqTransformer(nn.Module):
             result.hidden,
             source_mask,
             tag,
-            _sum_losses(layer.losses for layer in result.aux),
+            sum_losses(layer.losses for layer in result.aux),
             [layer.stats for layer in result.aux],
             result.states,
-            _maps(result, "self_attention"),
+            layer_maps(result, "self_attention"),
             adapters,
             None if sets is None else sets[:, 0],
         )
@@ -224,22 +228,13 @@ def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
     return scores[:, None, None, :]
 
 
-def _sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Add up losses of the same name."""
-    total: dict[str, Tensor] = {}
-    for by_name in losses:
-        for name, loss in by_name.items():
-            total[name] = total[name] + loss if name in total else loss
-    return total
-
-
 def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs:
     return LayerOutputs(
         encoder=encoded.states,
         decoder=decoded.states,
         encoder_attention=encoded.attention,
-        decoder_attention=_maps(decoded, "self_attention"),
-        cross_attention=_maps(decoded, "cross_attention"),
+        decoder_attention=layer_maps(decoded, "self_attention"),
+        cross_attention=layer_maps(decoded, "cross_attention"),
     )
 
 
@@ -251,8 +246,3 @@ def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
     from ds_seq.modules.unpadded_attention import lengths_of, serves
 
     return lengths_of(mask, count) if serves(mask, like) else None
-
-
-def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:
-    """Return the attention maps of one sub-layer, from all layers that have it."""
-    return tuple(maps[name] for maps in result.maps if name in maps)
