@@ -49,6 +49,18 @@ BODIES: Mapping[str, dict[str, Any]] = {
         "encoder_mixer": "dynamic_convolution",
         "decoder_mixer": "dynamic_convolution",
     },
+    "lstm": {
+        "name": "recurrent",
+        "encoder_embedding_dim": 128,
+        "decoder_embedding_dim": 128,
+        "encoder_hidden_dim": 128,
+        "decoder_hidden_dim": 256,
+        "output_dim": 128,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "input_feeding": False,
+        "max_positions": 4097,
+    },
 }
 METRICS = ("bleu", "chrf")
 SHORT, LONG = 10, 50  # updates of the two trainings whose difference tells the time of an update
@@ -56,7 +68,7 @@ VOCAB, BEAM, SOURCE = 1000, 4, 24
 POSITIONS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 WINDOW = 16  # steps up to a position, of which the median is taken
 GROWTH = 1.3  # most that a step of constant cost may take at the last position, to the first
-CONSTANT = ("retention in the decoder", "dynamic convolution")
+CONSTANT = ("retention in the decoder", "dynamic convolution", "lstm")
 
 
 class Lab:
@@ -85,7 +97,7 @@ class Lab:
             f"run_dir={self.out / run}",
             f"data.dir={self.out / 'data'}",
             f"data.raw={json.dumps(raw)}",
-            *(f"model.{key}={json.dumps(value)}" for key, value in BODIES[body].items()),
+            *_model(BODIES[body]),
             f"train.max_updates={updates}",
             f"train.validate_every={updates}",
             f"scheduler.warmup_updates={max(updates // 6, 1)}",
@@ -178,6 +190,13 @@ def _built(section: Mapping[str, Any]) -> Any:
     """Build a model from its section."""
     config = TypeAdapter(ModelConfig).validate_python(section)
     return build_model(config, VOCAB, 1, 0, seed=1)
+
+
+def _model(section: Mapping[str, Any]) -> list[str]:
+    """Return the overrides of the section `model`, which replace it if the name is another."""
+    if "name" in section:
+        return [f"model={json.dumps(section)}"]
+    return [f"model.{key}={json.dumps(value)}" for key, value in section.items()]
 
 
 class Step(NamedTuple):
