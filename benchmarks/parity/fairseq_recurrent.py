@@ -49,10 +49,7 @@ def _case(
     }
     both_ways, sharing = section["bidirectional"], str(section["share_embeddings"])
     source = encoder * (2 if both_ways else 1)
-    tables = {
-        "source_embedding": "encoder.embed_tokens",
-        "target_embedding": "decoder.embed_tokens",
-    }
+    tables = {ours: theirs for ours, theirs in EMBEDDINGS[sharing].items() if ours != "output"}
     names: Names = {f"{ours}.weight": [Part(f"{theirs}.weight")] for ours, theirs in tables.items()}
     for layer in range(layers):
         for kind in _KINDS:

@@ -16,6 +16,7 @@ from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.plain import Inert
+from ds_seq.runs.formats.fairseq.recurrent import ARCHITECTURES
 
 _NESTED = ("encoder", "decoder", "quant_noise")
 _SECTIONS = ("common", "task", "criterion", "model", "generation")
@@ -122,8 +123,11 @@ def given_model(arguments: Mapping[str, Any]) -> Given:
             _check_number(flag.names[0], value)
         values[dest] = value
     arch = str(values.get("arch", "transformer"))
-    if not arch.startswith("transformer"):
-        raise UserError(f"import: --arch {arch}: only Transformers of fairseq can be imported")
+    if not arch.startswith("transformer") and arch not in ARCHITECTURES:
+        raise UserError(
+            f"import: --arch {arch}: only Transformers of fairseq can be imported, and "
+            + ", ".join(ARCHITECTURES)
+        )
     # a checkpoint has the values themselves, so the name of the architecture adds nothing
     return Given(values)
 

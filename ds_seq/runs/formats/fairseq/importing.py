@@ -27,6 +27,12 @@ from ds_seq.runs.formats.fairseq.arguments import described_model, find_argument
 from ds_seq.runs.formats.fairseq.languages import language_options
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
+from ds_seq.runs.formats.fairseq.recurrent import (
+    ARCHITECTURES,
+    RecurrentConverter,
+    RecurrentReference,
+    recurrent_section,
+)
 from ds_seq.runs.formats.fairseq.reference import Reference
 from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
@@ -101,16 +107,18 @@ def import_checkpoint(
     checkpoint = read_checkpoint(path)
     arguments = find_arguments(checkpoint, path)
     given = given_model(arguments)
-    model_config = described_model(given, path)
+    is_recurrent = given["arch"] in ARCHITECTURES
+    described = recurrent_section(arguments, path) if is_recurrent else described_model(given, path)
     state = taken.read(checkpoint, path, _experts_of)
     try:
-        made = _experiment(given, arguments, model_config, vocabulary, name, languages)
+        made = _experiment(given, arguments, described, vocabulary, name, languages)
     except UserError as error:  # a value that no model can have
         raise UserError(str(error).replace("experiment: ", f"{path}: ")) from None
     config, tokenizers = made
-    assert isinstance(config.model, TransformerConfig)
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
-    converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
+    converter: Converter | RecurrentConverter = RecurrentConverter(state, path)
+    if isinstance(config.model, TransformerConfig):
+        converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
     with torch.no_grad():
         for ours, tensor in model_tensors(model):
             tensor.copy_(converter.make(ours, tensor.shape))
@@ -224,7 +232,8 @@ def _compare(
 ) -> tuple[float, int]:
     """Return the largest difference of the logits from the checkpoint's own, and their number."""
     wide = {name: value.double() for name, value in state.items() if value.is_floating_point()}
-    reference = Reference(wide, given)
+    is_recurrent = given["arch"] in ARCHITECTURES
+    reference = RecurrentReference(wide) if is_recurrent else Reference(wide, given)
     twin = copy.deepcopy(model).double().eval()
     for part in twin.modules():
         if isinstance(part, MoeFeedForward):  # its limit depends on the other sentences of a batch
