@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.text_files import DETAILS, FORMS
 from ds_seq.errors import UserError
-from ds_seq.names import LOSS
+from ds_seq.names import LOSS, STACKS
 from ds_seq.plugins import nearest
 
 HARMLESS = ""
@@ -40,6 +40,7 @@ _RULES: dict[str, str] = {
     "deepspeed.bf16": TRAINING,
     "name": HARMLESS,
     "run_dir": HARMLESS,
+    "data.language": _TASK,
     "data.source_lang": _TASK,
     "data.target_lang": _TASK,
     "data.max_source_length": _ORDER,
@@ -61,6 +62,7 @@ _RULES: dict[str, str] = {
     "data.modify": TRAINING,
     "data.vocab": HARMLESS,  # another vocabulary never passes, see `check_vocab`
     "task": _TASK,
+    "task.context_window": HARMLESS,  # of validations
     "model": _MODEL,
     "model.preset": HARMLESS,
     "model.activation_checkpointing": HARMLESS,
@@ -75,6 +77,7 @@ _RULES: dict[str, str] = {
             "model.decoder_mixer.weight_dropout",
             "model.decoder_mixer.input_dropout",
             "model.activation_dropout",
+            *(f"model.{s}_dropout_{place}" for s in STACKS for place in ("in", "out")),
             "model.moe.noise",
             "model.moe.second_expert",
             "model.moe.bias_rate",

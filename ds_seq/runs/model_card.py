@@ -18,7 +18,7 @@ from ds_seq.runs.formats.ctranslate2.usage import example
 from ds_seq.text.tokenizer import Tokenizers
 
 CARD_FILE = "README.md"
-_FILES = ("source", "target", "tsv", "jsonl", "tmx", "xml", "folder")
+_FILES = ("source", "target", "text", "tsv", "jsonl", "tmx", "xml", "folder")
 _VALID = "valid"
 _USE = """```python
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer

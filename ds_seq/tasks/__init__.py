@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig
-from ds_seq.config.task import DenoisingConfig, TaskConfig, TranslationConfig
+from ds_seq.config.task import (
+    DenoisingConfig,
+    LanguageModelingConfig,
+    TaskConfig,
+    TranslationConfig,
+)
 from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.names import SPLITS
 from ds_seq.plugins import find_plugin
@@ -37,11 +42,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     if data.long_pairs != "skip":
         from ds_seq.data.truncation import TruncatedSource
 
-        most = (data.max_source_length, data.max_target_length)
-        room = [limit - max(each) for limit, each in zip(most, numbers_of_tags(data), strict=True)]
-        more["cut"] = partial(
-            TruncatedSource, limits=[room[0], room[1] if data.long_pairs == "truncate" else None]
-        )
+        more["cut"] = partial(TruncatedSource, limits=cut_limits(data))
     return TranslationTask(
         data_dir=data.dir,
         tokenizers=tokenizers,
@@ -56,6 +57,16 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     )
 
 
+def cut_limits(data: DataConfig) -> tuple[int | None, int | None]:
+    """Return at what lengths `data.long_pairs` cuts sources and targets; None: not at all."""
+    if data.long_pairs == "skip":
+        return None, None
+    sources, targets = map(max, numbers_of_tags(data))
+    most_target = data.max_target_length - targets
+    cuts_targets = data.long_pairs == "truncate"
+    return data.max_source_length - sources, most_target if cuts_targets else None
+
+
 def numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
     """Return how many tags the sources, and the targets, of each text begin with; at least a 0."""
     tags = [data.tags(text) for split in SPLITS for _, text in data.entries(split)]
@@ -68,8 +79,26 @@ def _denoising(config: DenoisingConfig, data: DataConfig) -> Task:
     return denoising(config, data)
 
 
+def _language_modeling(config: LanguageModelingConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.language_modeling import BlockOptions, LanguageModelingTask
+    from ds_seq.tasks.mix import text_parts
+
+    tokenizers = load_tokenizers(data, data.dir)
+    return LanguageModelingTask(
+        data.dir,
+        tokenizers,
+        BlockOptions(
+            config.blocks, config.block_tokens, config.random_start, config.context_window
+        ),
+        partial(text_parts, data),
+        source_choice(data, tokenizers),
+        {split: expected_by_experiment(data, split) for split in SPLITS},
+    )
+
+
 TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {
     "translation": _translation,
+    "language_modeling": _language_modeling,
     "denoising": _denoising,
 }
 

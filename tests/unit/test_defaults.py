@@ -26,6 +26,7 @@ OTHER_MEANINGS = {
     ("data/sections.py", "offset"): "the section of the first pair, not a position of tokens",
     ("data/binarize.py", "workers"): "processes; the caller turns data.workers into a number",
     ("data/clean.py", "workers"): "processes; the caller turns data.workers into a number",
+    ("text/fairseq_tokenizer.py", "language"): "of the rules of a tokenizer, not of all text",
     ("text/sentencepiece.py", "name"): "what messages call a vocabulary",
     ("tasks/translation.py", "source"): "the source itself, not its section",
     ("data/batching.py", "rank"): "of a process, not of a change",
@@ -40,6 +41,7 @@ OTHER_MEANINGS = {
     ("generation/translate.py", "workers"): "searches at a time; data.workers are processes",
     ("text/sentencepiece_training.py", "seed"): "of the sample of lines, which has no option",
     ("modules/bitlinear.py", "activation"): "as in modules/linear.py",
+    ("modules/weight_norm.py", "activation"): "as in modules/linear.py",
     ("modules/linear.py", "activation"): "fused into the product; no option has the value none",
     ("reports/moe_watch.py", "patience"): "updates an expert may be idle, not validations",
 }

@@ -4,7 +4,10 @@ It is a union tagged by `name`. A Transformer is composed of axes; the file of e
 fields, checks and parameter count. In an experiment file, all fields are in one flat section.
 """
 
+from ds_seq.config.model.convolutional import ConvolutionalConfig
+from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
+from ds_seq.config.model.recurrent import RecurrentConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import ModelSize, OtherModel
 from ds_seq.config.model.transformer import TransformerConfig
@@ -15,6 +18,8 @@ from ds_seq.config.model.union import (
 )
 
 __all__ = [
+    "ConvolutionalConfig",
+    "DecoderOnlyConfig",
     "ExternalModelConfig",
     "ExternalRouterConfig",
     "HuggingFaceModelConfig",
@@ -22,5 +27,6 @@ __all__ = [
     "ModelSize",
     "OtherModel",
     "MoeConfig",
+    "RecurrentConfig",
     "TransformerConfig",
 ]
