@@ -143,10 +143,15 @@ SideChoice = Literal["source", "target", "both"]
 INFINITE = "inf"
 """Temperature at which shares do not depend on sizes."""
 
+TextUnit = Literal["tokens", "document", "line"]
+"""What blocks of text are made of."""
+
 # Text.
 SPLITS = ("train", "valid", "test")
 Side = Literal["source", "target"]
 SIDES: tuple[Side, Side] = get_args(Side)
+NumSides = Literal[1, 2]
+"""Text of one side, or pairs."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes of compressed text files, which are read as they are."""
 InvalidUtf8 = Literal["stop", "drop", "replace"]
@@ -201,7 +206,10 @@ TEXT_METRICS = (
     "rougeLsum",
 )
 """Metrics that compare a text with references."""
-TOKEN_METRICS = {"accuracy": True, "perplexity": False}
+PERPLEXITY = "perplexity"
+LM_METRICS = (PERPLEXITY, "word_perplexity", "bits_per_byte")
+"""Metrics of language models, per token of the vocabulary, per word, and per byte of the text."""
+TOKEN_METRICS = {"accuracy": True, PERPLEXITY: False}
 """Metrics of the probabilities of given tokens, and whether higher values are better."""
 DEFAULT_METRICS = ("bleu", "chrf")
 """Metrics of `ds-seq score` and of translations with a reference."""

@@ -14,10 +14,9 @@ from ds_seq.commands.arguments.order import WORLDS, build_parser
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import TRAINING
-from ds_seq.data.corpora import CorporaDataset
 from ds_seq.data.mix_state import mix_position, mix_state
 from ds_seq.data.mixing import Position
-from ds_seq.data.source import Dataset
+from ds_seq.data.source import Dataset, InParts
 from ds_seq.data.stream import Legs
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
@@ -112,7 +111,7 @@ def _line(number: int, update: Update, legs: Legs, dataset: Dataset) -> str:
     if legs.mix is not None and len(legs.mix.stages) > 1:
         words.append(f"stage {legs.mix.stage(update.before.plan).name}")
     words += [f"{len(update.pairs):>6,} pairs", digest]
-    if isinstance(dataset, CorporaDataset) and len(dataset.parts) > 1:
+    if isinstance(dataset, InParts) and len(dataset.parts) > 1:
         counts = Counter(dataset.part_of(update.pairs).tolist())
         words.append(" ".join(f"{p.name} {counts[n]}" for n, p in enumerate(dataset.parts)))
     return " | ".join(words)

@@ -8,9 +8,9 @@ from ds_seq.commands.arguments.show_batch import build_parser
 from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import TRAINING
 from ds_seq.data.batch import Batch, Seq2SeqInputs
-from ds_seq.data.corpora import CorporaDataset
-from ds_seq.data.source import Dataset
+from ds_seq.data.source import Dataset, InParts
 from ds_seq.data.stream import Legs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
@@ -47,19 +47,23 @@ def _print(
     title: str, batch: Batch, examples: Sequence[int], task: Task, dataset: Dataset, most: int
 ) -> None:
     inputs = batch.inputs
-    if not isinstance(inputs, Seq2SeqInputs):
-        raise UserError("ds-seq show-batch: knows only tasks with a source and a target")
-    size = f"{batch.num_sentences} sentences, {tuple(inputs.source.shape)} source ids"
+    if not isinstance(inputs, Seq2SeqInputs | TextInputs):
+        raise UserError("ds-seq show-batch: knows only tasks with text of one side or two")
+    is_text = isinstance(inputs, TextInputs)
+    source, mask = inputs[:2]
+    unit, read = ("block", "input") if is_text else ("pair", "source")
+    size = f"{batch.num_sentences} {'blocks' if is_text else 'sentences'}"
+    size += f", {tuple(source.shape)} {read} ids"
     print(f"{title}: {size}, {tuple(batch.labels.shape)} target ids")
     for number in range(min(most, batch.num_sentences)):
-        where = f"pair {int(batch.indices[number]) + 1}"
-        if isinstance(dataset, CorporaDataset):
+        where = f"{unit} {int(batch.indices[number]) + 1}"
+        if isinstance(dataset, InParts):
             part = int(dataset.part_of(batch.indices.new_tensor(examples).numpy())[number])
             name, rows = dataset.parts[part].name, dataset.parts[part].rows
-            where = f"{name}, pair {int(batch.indices[number]) - rows.start + 1}"
+            where = f"{name}, {unit} {int(batch.indices[number]) - rows.start + 1}"
         print(f"  {number + 1}: {where}")
         for side, ids, tokenizer in (
-            ("source", inputs.source[number][inputs.source_mask[number]], task.tokenizers.source),
+            (f"{read:6}", source[number][mask[number]], task.tokenizers.source),
             ("target", batch.labels[number][batch.mask[number]], task.tokenizers.target),
         ):
             for line in _lines(ids.tolist(), tokenizer):

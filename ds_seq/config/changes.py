@@ -40,6 +40,7 @@ _RULES: dict[str, str] = {
     "deepspeed.bf16": TRAINING,
     "name": HARMLESS,
     "run_dir": HARMLESS,
+    "data.language": _TASK,
     "data.source_lang": _TASK,
     "data.target_lang": _TASK,
     "data.max_source_length": _ORDER,
@@ -61,6 +62,7 @@ _RULES: dict[str, str] = {
     "data.modify": TRAINING,
     "data.vocab": HARMLESS,  # another vocabulary never passes, see `check_vocab`
     "task": _TASK,
+    "task.context_window": HARMLESS,  # of validations
     "model": _MODEL,
     "model.preset": HARMLESS,
     "model.activation_checkpointing": HARMLESS,

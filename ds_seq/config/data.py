@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, model_validator
@@ -26,7 +26,7 @@ from ds_seq.config.mixing import (
 from ds_seq.config.modifiers import ModifiersConfig
 from ds_seq.config.text_files import Language, RawSection, SplitConfig, ends_of
 from ds_seq.config.vocab import VocabConfig
-from ds_seq.names import SPLITS, LongPairs
+from ds_seq.names import SPLITS, LongPairs, NumSides
 
 
 class ShardsConfig(Config):
@@ -56,6 +56,9 @@ class FairseqConfig(Config):
     )
 
 
+_CLEAN_OF_TEXT = {"max_words": 1_000_000, "drop_identical": False, "drop_duplicates": False}
+"""Defaults of `clean` for text of one side, whose lines belong together."""
+
 SourceConfig = Annotated[
     Annotated[ShardsConfig, Tag("shards")]
     | Annotated[FairseqConfig, Tag("fairseq")]
@@ -67,6 +70,12 @@ SourceConfig = Annotated[
 class DataConfig(Config):
     """Languages, raw files and the folder of binarized shards."""
 
+    language: Language | None = Field(
+        default=None,
+        description="Language code of text of one side, for `task: language_modeling`, instead of "
+        "`source_lang` and `target_lang`. Its files are given as `{text: FILE}`; `clean` then has "
+        "no limits and keeps duplicates unless they are set.",
+    )
     source_lang: Language = Field(description="Language code of the source side.")
     target_lang: Language = Field(description="Language code of the target side.")
     dir: str = Field(
@@ -121,6 +130,11 @@ class DataConfig(Config):
     )
 
     @property
+    def num_sides(self) -> NumSides:
+        """2 for pairs, 1 for text of one side."""
+        return 2 if self.language is None else 1
+
+    @property
     def fairseq_languages(self) -> tuple[str, str]:
         """Languages in the names of the files of a source `fairseq`."""
         own = self.source
@@ -136,6 +150,53 @@ class DataConfig(Config):
     def file_ends(self) -> tuple[str, str]:
         """What the names of files of source and target text end with."""
         return ends_of(self.languages)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_language(cls, data: Any) -> Any:
+        """Give both sides the language of text of one side, and cleaning what suits it."""
+        if not isinstance(data, Mapping) or data.get("language") is None:
+            return data
+        language, clean = data["language"], data.get("clean", {})
+        filled = {"source_lang": language, "target_lang": language, **data}
+        if isinstance(clean, Mapping) and not clean.get("preset"):
+            filled["clean"] = {**_CLEAN_OF_TEXT, **clean}
+        return filled
+
+    @model_validator(mode="after")
+    def _check_sides(self) -> DataConfig:
+        errors = []
+        for split in SPLITS:
+            for key, entry in self.entries(split):
+                if self.language is not None and entry.text is None:
+                    message = "has two sides; give text of data.language as {text: FILE}"
+                    errors.append((key, message))
+                elif self.language is None and entry.text is not None:
+                    message = "text has one side; set data.language instead of source_lang and "
+                    errors.append((key, f"{message}target_lang, or name both sides"))
+        if self.language is not None:
+            errors += self._errors_of_text()
+        if errors:
+            raise FieldErrors(list(dict.fromkeys(errors)))
+        return self
+
+    def _errors_of_text(self) -> Iterator[tuple[str, str]]:
+        """Yield what pairs alone can have in data of one side."""
+        for key in ("source_lang", "target_lang"):
+            if getattr(self, key) != self.language:
+                yield key, f"language is given, which is that of all text; remove {key}"
+        if not self.vocab.joint:
+            yield "vocab.joint", "text of one side has one vocabulary; set it to true"
+        if self.long_pairs != "skip":
+            yield "long_pairs", "is about pairs; the task cuts text of one side itself"
+        if self.modify != ModifiersConfig():
+            yield "modify", "changes pairs, and text of one side has none; remove it"
+        if self.mixing.language_tags:
+            yield "mixing.language_tags", "stand before sources, and text of one side has none"
+        for name, corpus in self.corpora.items():
+            for key in ("tag", "target_tag", "join", "modify", "alignments", "languages"):
+                if getattr(corpus, key):
+                    yield f"corpora.{name}.{key}", "is a matter of pairs, not of text of one side"
 
     def entries(self, split: str) -> list[tuple[str, SplitConfig]]:
         """Return the raw texts of a split, each with its dotted key; several may have one key."""

@@ -27,6 +27,7 @@ from ds_seq.config.optim import (
     PolynomialConfig,
     SchedulerConfig,
 )
+from ds_seq.config.sides import longest_examples, side_errors, with_defaults_of_task
 from ds_seq.config.task import DenoisingConfig, TaskConfig
 from ds_seq.config.task_checks import denoising_errors, metric_errors
 from ds_seq.config.train import TrainConfig
@@ -101,7 +102,7 @@ class ExperimentConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _accept_old_keys(cls, data: Any) -> Any:
-        return upgrade(data)[0] if isinstance(data, dict) else data
+        return with_defaults_of_task(upgrade(data)[0]) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _check_across_sections(self, info: ValidationInfo) -> ExperimentConfig:
@@ -120,6 +121,7 @@ class ExperimentConfig(Config):
             ({"model", "data"}, self._adapter_tag_errors),
             ({"train", "data"}, self._validation_errors),
             ({"task", "data"}, self._task_errors),
+            ({"task", "model", "data"}, lambda: side_errors(self)),
         )
         errors = [error for reads, check in checks if not reads & stand_ins for error in check()]
         if errors:
@@ -173,10 +175,7 @@ class ExperimentConfig(Config):
         ]
 
     def _lengths(self) -> dict[str, int]:
-        return {
-            "data.max_source_length": self.data.max_source_length,
-            "data.max_target_length": self.data.max_target_length,
-        }
+        return longest_examples(self.task, self.data)
 
     @property
     def longest_source(self) -> int:

@@ -48,8 +48,11 @@ def forward_flops(model: object, vocab_size: int) -> Flops | None:
 
 def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
     d, head = model.d_model, model.head_width(model.d_model)
-    own = {stack: _per_token(model, stack) for stack in model.stacks}
+    own: dict[Stack, int] = {"encoder": 0, "decoder": 0}
+    own |= {stack: _per_token(model, stack) for stack in model.stacks}
     heads = {kind: _heads(model, kind) for kind in ATTENTION_KINDS}
+    if len(model.stacks) == 1:
+        heads["cross"] = 0
     pairs = {kind: 2 * 2 * head * heads[kind] for kind in ATTENTION_KINDS}
     for stack in model.stacks:
         retention = model.retention_of(stack)
@@ -61,13 +64,14 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
             pairs[stack] = 0
     sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
     moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
-    moved += model.calls_of("decoder") * _changes_of_source(model)
+    if heads["cross"]:
+        moved += model.calls_of("decoder") * _changes_of_source(model)
     factor = 0 if model.embedding_dim is None else model.embedding_dim * d
     output = vocab_size * d
     if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
     return Flops(
-        2 * (own["encoder"] + factor + moved),
+        2 * (own["encoder"] + (factor if heads["cross"] else 0) + moved),
         2 * (own["decoder"] + factor + output - moved),
         pairs["encoder"],
         pairs["decoder"],

@@ -234,7 +234,8 @@ def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
 def _ratio_notes(config: ExperimentConfig) -> Iterator[str]:
     data = config.data
     most = type(data.clean).model_fields["max_ratio"].default
-    if data.source_lang == data.target_lang and data.clean.max_ratio <= most:
+    is_pairs = data.language is None
+    if is_pairs and data.source_lang == data.target_lang and data.clean.max_ratio <= most:
         yield (
             f"data.clean.max_ratio: {data.clean.max_ratio:g} drops pairs with a side that is that "
             "much longer, as texts are than their summaries; for summarization, set "

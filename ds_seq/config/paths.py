@@ -20,7 +20,7 @@ from ds_seq.errors import UserError
 
 _ANY = "*"
 TEXT_KEYS = dict.fromkeys(
-    ("source", "target", "tsv", "jsonl", "tmx", "xml", "folder", "alignments"), ""
+    ("source", "target", "text", "tsv", "jsonl", "tmx", "xml", "folder", "alignments"), ""
 )
 """Keys of a raw text, or of a named corpus, whose values are paths."""
 _CHANGES = dict.fromkeys(FILES, "")

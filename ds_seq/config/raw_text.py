@@ -16,7 +16,7 @@ from ds_seq.names import COMPRESSED, SIDES, InvalidUtf8
 if TYPE_CHECKING:
     from ds_seq.config.data import DataConfig
 
-TextForm = Literal["lines", "segments", "tsv", "jsonl", "tmx", "xml"]
+TextForm = Literal["lines", "text", "segments", "tsv", "jsonl", "tmx", "xml"]
 
 _STEMS = {"train": ("train",), "valid": ("valid", "val", "dev"), "test": ("test",)}
 _SEGMENTS = (".sgm", ".sgml", ".xml")
@@ -157,7 +157,7 @@ def _names(value: list[str] | str) -> list[str]:
 
 
 def _form(key: str, source: str) -> TextForm:
-    if key in ("tsv", "jsonl", "tmx", "xml"):
+    if key in ("text", "tsv", "jsonl", "tmx", "xml"):
         return key  # type: ignore[return-value]
     return "segments" if plain_name(source).lower().endswith(_SEGMENTS) else "lines"
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from ds_seq.config.base import Config, ExternalConfig, all_defaults, plugin_tag
+from ds_seq.config.base import (
+    Config,
+    ExternalConfig,
+    FieldErrors,
+    NonNegativeInt,
+    all_defaults,
+    plugin_tag,
+)
 from ds_seq.config.noise import NoiseConfig
-from ds_seq.names import SideChoice
+from ds_seq.names import SideChoice, TextUnit
 
 
 class TranslationConfig(Config):
@@ -20,6 +27,44 @@ class TranslationConfig(Config):
         description="Whether ROUGE compares English words without their endings, as in published "
         "scores.",
     )
+
+
+class BlockFields(Config):
+    """How text of one side is cut into examples."""
+
+    blocks: TextUnit = Field(
+        default="tokens",
+        description="What an example is: `tokens`, consecutive ones of the whole text, whose lines "
+        "and documents are joined; a `document`, the lines up to an empty one; or a `line`. Longer "
+        "ones are cut.",
+    )
+    block_tokens: Annotated[int, Field(ge=2, le=10_000_000)] = Field(
+        default=512, description="Number of tokens of the longest example."
+    )
+    random_start: bool = Field(
+        default=True,
+        description="Whether blocks of tokens begin elsewhere in each epoch, so that a token has "
+        "other context each time; validation always begins at the first token.",
+    )
+
+
+class LanguageModelingConfig(BlockFields):
+    """Prediction of each token of a text from those before it."""
+
+    name: Literal["language_modeling"] = Field(description="Selects this task.")
+    context_window: NonNegativeInt = Field(
+        default=0,
+        description="Number of tokens of `block_tokens` that are read again, not scored, in front "
+        "of each block when a perplexity is measured, so that each token has at least this "
+        "context if there is as much text before it.",
+    )
+
+    @model_validator(mode="after")
+    def _check_context(self) -> LanguageModelingConfig:
+        if self.context_window >= self.block_tokens:
+            message = f"{self.context_window} leaves no token of block_tokens {self.block_tokens} "
+            raise FieldErrors([("context_window", message + "to score; lower it")])
+        return self
 
 
 class DenoisingConfig(Config):
@@ -40,6 +85,7 @@ class DenoisingConfig(Config):
 
 TaskConfig = Annotated[
     Annotated[TranslationConfig, Tag("translation")]
+    | Annotated[LanguageModelingConfig, Tag("language_modeling")]
     | Annotated[DenoisingConfig, Tag("denoising")]
     | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("translation")),

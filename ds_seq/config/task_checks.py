@@ -6,8 +6,20 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ds_seq.config.noise import T5Config
-from ds_seq.config.task import DenoisingConfig, TaskConfig, TranslationConfig
-from ds_seq.names import MASK_PIECE, SENTENCEPIECE, SENTINEL_PIECE, TEXT_METRICS, TOKEN_METRICS
+from ds_seq.config.task import (
+    DenoisingConfig,
+    LanguageModelingConfig,
+    TaskConfig,
+    TranslationConfig,
+)
+from ds_seq.names import (
+    LM_METRICS,
+    MASK_PIECE,
+    SENTENCEPIECE,
+    SENTINEL_PIECE,
+    TEXT_METRICS,
+    TOKEN_METRICS,
+)
 from ds_seq.plugins import nearest
 
 if TYPE_CHECKING:
@@ -58,6 +70,8 @@ def metric_errors(task: TaskConfig, names: Sequence[str]) -> Errors:
         known, more = TEXT_METRICS, ", or `package.module:Name`"
     elif isinstance(task, DenoisingConfig):
         known, more = tuple(TOKEN_METRICS), f"; task {task.name} generates no text"
+    elif isinstance(task, LanguageModelingConfig):
+        known, more = LM_METRICS, "; the text is scored, and none generated"
     else:  # an external task may define its own
         return
     for name in names:

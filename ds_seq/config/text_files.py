@@ -28,7 +28,7 @@ Tags = Annotated[
 LanguagePair = tuple[str, str]
 Files = list[str] | str
 
-FORMS = ("source", "tsv", "jsonl", "tmx", "xml", "folder")
+FORMS = ("source", "text", "tsv", "jsonl", "tmx", "xml", "folder")
 """The keys that name files; `source` comes with `target`."""
 _ONE_FORM: list[dict[str, Any]] = [
     {"required": [name, "target"] if name == "source" else [name]} for name in FORMS
@@ -64,6 +64,11 @@ class SplitConfig(Config):
     )
     target: Files | None = Field(
         default=None, description="File of target sentences, one per line, UTF-8; see `source`."
+    )
+    text: Files | None = Field(
+        default=None,
+        description="File of text of one side, in the language `data.language`: a sentence or a "
+        "paragraph per line, UTF-8; an empty line ends a document.",
     )
     tsv: Files | None = Field(
         default=None,

@@ -1,6 +1,7 @@
 """Batches: inputs of a model, its labels, and the mask of real labels.
 
 The only module that pads rows, shifts targets and prepends the start symbol.
+`ds_seq.data.text_batch` has the batches of models that read one text.
 
 Shapes: B sentences, S source length, T target length, L either length, N real target tokens, K
 tokens of a teacher; padding is always on the right.

@@ -41,12 +41,13 @@ class BinarizeReport(NamedTuple):
     manifest: Manifest
     src_unknown: int
     tgt_unknown: int
+    """0 in text of one side."""
 
 
 def binarize(  # noqa: PLR0913  (a builder: input, output and options)
     tokenizers: Tokenizers,
     source: str | Path,
-    target: str | Path,
+    target: str | Path | None,
     folder: str | Path,
     split: str,
     *,
@@ -64,7 +65,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
     Args:
         tokenizers: tokenizers of the text; their fingerprint is stored in the manifest.
         source: source text, one sentence per line.
-        target: target text, with the same number of lines.
+        target: target text, with the same number of lines; None for text of one side.
         folder: folder of the shards; see `ds_seq.data.shards`.
         split: `train`, `valid`, `test` or another name.
         languages: source and target language, for the manifest.
@@ -74,7 +75,8 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         workers: number of processes.
         progress: called with the number of pairs of each finished part.
     """
-    text = CorpusText("", PairPath(Path(source), Path(target)), languages)
+    sides = [Path(side) for side in (source, target) if side is not None]
+    text = CorpusText("", PairPath.of(*sides), languages)
     return _binarize(
         tokenizers,
         [text],
@@ -162,6 +164,7 @@ def _binarize(  # noqa: PLR0913  (see `binarize` and `binarize_corpora`)
         shard_size=shard_size,
         inputs=[checksum for plan in plans for checksum in plan.sha256],
         origin=origin,
+        num_sides=1 if texts[0].text.num_sides == 1 else 2,
     )
     with cleaning_up(), _work_folder(Path(folder), split, tokenizers, plans) as work, writer:
         encoder = PartEncoder(tokenizers, plans, work)
@@ -315,6 +318,7 @@ def is_current(
     paths = [text] if isinstance(text, PairPath) else [item.text for item in text]
     if (
         manifest.vocab_hash != tokenizers.fingerprint
+        or manifest.sides != paths[0].num_sides
         or manifest.inputs != tuple(text_fingerprint(side) for path in paths for side in path)
         or (corpora and manifest.version == 1)  # which cannot name them
     ):

@@ -210,12 +210,13 @@ def normalize_corpus(
     total = 0
     with cleaning_up(), _pair_writer(output) as write:
         for block in read_blocks(inputs, BLOCK_LINES):
-            source, target = ([normalizer(text) for text in side] for side in decode_lines(block))
-            check_no_empty_line(block, source, target)
-            text = ["".join(f"{line}\n" for line in side).encode() for side in (source, target)]
-            write(text[0], text[1], np.empty(0, PLACE))
-            total += len(source)
-            progress(len(source))
+            sides = [[normalizer(text) for text in side] for side in decode_lines(block)]
+            if len(sides) > 1:
+                check_no_empty_line(block, *sides)
+            text = ["".join(f"{line}\n" for line in side).encode() for side in sides]
+            write(text[0], text[-1], np.empty(0, PLACE))
+            total += len(sides[0])
+            progress(len(sides[0]))
         if total == 0:
             raise UserError(f"there is no sentence pair in {_names(inputs)}")
     return total
@@ -249,11 +250,12 @@ def _pair_writer(
         opened = [stack.enter_context(open(path, "wb")) for path in temporary]
 
         def write(source: bytes, target: bytes, rows: NDArray[np.void]) -> None:
-            sides = zip(scanners, (source, target), strict=True)
-            scans = [scanning.submit(scanner.update, content) for scanner, content in sides]
-            for path, file, content in zip(
-                paths, opened, (source, target, rows.tobytes()), strict=False
-            ):
+            sides = (source, target)[: output.num_sides]
+            scans = [
+                scanning.submit(scanner.update, content)
+                for scanner, content in zip(scanners, sides, strict=True)
+            ]
+            for path, file, content in zip(paths, opened, (*sides, rows.tobytes()), strict=False):
                 with files.writing(path):
                     file.write(content)
             for scan in scans:

@@ -13,6 +13,7 @@ from pydantic import Field
 from ds_seq import files
 from ds_seq.data.origin import Origin
 from ds_seq.errors import UserError
+from ds_seq.names import NumSides
 from ds_seq.records import (
     Count,
     FileName,
@@ -38,7 +39,8 @@ class ShardCounts:
 
     pairs: Positive
     src_tokens: Positive
-    tgt_tokens: Positive
+    tgt_tokens: Count
+    """0 in text of one side."""
 
 
 @record
@@ -92,6 +94,7 @@ class Manifest:
         corpora: the corpora, in the order of their rows; empty if the split is one corpus without
             a name.
         version: version of the format.
+        sides: 2 for pairs; 1 for text of one side, whose languages are twice the same.
     """
 
     vocab_hash: str
@@ -104,6 +107,7 @@ class Manifest:
     origin: Origin = Origin()
     corpora: tuple[CorpusRecord, ...] = ()
     version: int = FORMAT_VERSION
+    sides: NumSides = 2
 
     @property
     def pairs(self) -> int:
@@ -127,6 +131,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return JSON; from version 2 on, its last line is the SHA-256 of what stands before it."""
         content = {"version": self.version, **asdict(self)}
+        if self.sides == 2:  # which earlier versions do not need to be told
+            del content["sides"]
         if self.version == 1:
             del content["corpora"]
             return json.dumps(content, indent=1).encode() + b"\n"

@@ -268,12 +268,13 @@ def _raw_errors(
         raw = tuple(dict.fromkeys(raw))
     paths = [path for pair in raw for path in pair]
     if len(paths) != len(origin.raw):
+        unit = "pair(s) of files" if raw[0].num_sides == 2 else "file(s)"
         yield (
-            f"data.raw.{split}: names {len(raw)} pair(s) of files, but the shards in {folder} were "
-            f"made from {len(origin.raw) // 2}; {remake}, or name those"
+            f"data.raw.{split}: names {len(raw)} {unit}, but the shards in {folder} were made from "
+            f"{len(origin.raw) // raw[0].num_sides}; {remake}, or name those"
         )
         return
-    parts = [_part(text, side) for text in raw for side in (0, 1)]
+    parts = [_part(text, side) for text in raw for side in range(text.num_sides)]
     for path, part, record in zip(paths, parts, origin.raw, strict=True):
         if part != record.part:
             yield (

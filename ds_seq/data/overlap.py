@@ -46,7 +46,7 @@ def find_overlap(train: PairPath, held_out: PairPath) -> Overlap:
     for block in read_blocks([train], _LINES):
         if hashes.isdisjoint(map(hash, block.source)):
             continue
-        for source_line, target_line in zip(block.source, block.target, strict=True):
+        for source_line, target_line in zip(block.sides[0], block.sides[-1], strict=True):
             if hash(source_line) in hashes and (source := _digest(source_line)) in sources:
                 seen_sources.add(source)
                 seen_pairs.add((source, _digest(target_line)))
@@ -56,7 +56,9 @@ def find_overlap(train: PairPath, held_out: PairPath) -> Overlap:
 
 def _lines(text: PairPath) -> Iterator[tuple[bytes, bytes]]:
     for block in read_blocks([text], _LINES):
-        yield from zip(block.source, block.target, strict=True)
+        pairs = zip(block.sides[0], block.sides[-1], strict=True)
+        # an empty line ends a document of text of one side
+        yield from (pair for pair in pairs if any(pair))
 
 
 def _digest(line: bytes) -> bytes:

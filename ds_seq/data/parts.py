@@ -100,13 +100,16 @@ class PartEncoder:
             return
         try:
             block, lines = self._lines(part)
-            sides = [_encode(*pair) for pair in zip(self._tokenizers, lines, strict=True)]
-            _check_no_empty_line(block, self._tokenizers, lines, sides)
+            # text of one side is in the language of the target
+            tokenizers = tuple(self._tokenizers)[-len(lines) :]
+            sides = [_encode(*pair) for pair in zip(tokenizers, lines, strict=True)]
+            if len(sides) > 1:  # otherwise, an empty line ends a document
+                _check_no_empty_line(block, tokenizers, lines, sides)
         except UserError as error:
             raise BadText(str(error)) from None
         unknown = [
             int(np.count_nonzero(side.tokens == tokenizer.symbols.unk))
-            for side, tokenizer in zip(sides, self._tokenizers, strict=True)
+            for side, tokenizer in zip(sides, tokenizers, strict=True)
         ]
         self._write(part, sides, unknown)
 
@@ -134,7 +137,7 @@ class PartEncoder:
                 temporary.unlink(missing_ok=True)
 
     def read(self, part: Part) -> tuple[list[TokenBlock], PartRecord] | None:
-        """Return both sides of a part and its record; None if its file is missing or torn."""
+        """Return the sides of a part and its record; None if its file is missing or torn."""
         path = self.path(part)
         try:
             head, _, content = path.read_bytes().partition(b"\n")
@@ -143,14 +146,16 @@ class PartEncoder:
             return None
         if hashlib.sha256(content).hexdigest() != header["sha256"]:
             return None
-        pairs, (source, target) = header["pairs"], header["tokens"]
-        lengths = np.frombuffer(content, _LENGTH, 2 * pairs).reshape(2, pairs)
+        sizes = header["tokens"]
+        shape = len(sizes), header["pairs"]
+        lengths = np.frombuffer(content, _LENGTH, shape[0] * shape[1]).reshape(shape)
         dtype = np.dtype(header["dtype"]).newbyteorder("<")
-        ids = np.frombuffer(content, dtype, source + target, lengths.nbytes)
-        return [TokenBlock(ids[:source], lengths[0]), TokenBlock(ids[source:], lengths[1])], header
+        ids = np.frombuffer(content, dtype, sum(sizes), lengths.nbytes)
+        sides = np.split(ids, np.cumsum(sizes)[:-1])
+        return [TokenBlock(*side) for side in zip(sides, lengths, strict=True)], header
 
-    def _lines(self, part: Part) -> tuple[LineBlock, tuple[list[str], list[str]]]:
-        """Return where a part is in its text, and the lines of both sides."""
+    def _lines(self, part: Part) -> tuple[LineBlock, tuple[list[str], ...]]:
+        """Return where a part is in its text, and the lines of each side."""
         text = self._texts[part.text]
         if text.offsets is None:
             block = self._block(part)
@@ -163,11 +168,10 @@ class PartEncoder:
                 content.append(file.read(end - start))
         block = LineBlock(text.path, 1 + part.place * text.part_lines, [], [])
         try:
-            source, target = (split_lines(side.decode()) for side in content)
+            return block, tuple(split_lines(side.decode()) for side in content)
         except UnicodeDecodeError:  # which line?
             lines = [[line.rstrip(b"\r") for line in side.split(b"\n")] for side in content]
-            return block, decode_lines(block._replace(source=lines[0], target=lines[1]))
-        return block, (source, target)
+            return block, decode_lines(block._replace(source=lines[0], target=lines[-1]))
 
     def _block(self, part: Part) -> LineBlock:
         """Return the lines of a part of a compressed text, read on from the one before."""
@@ -198,8 +202,8 @@ def _encode(tokenizer: Tokenizer, lines: Sequence[str]) -> TokenBlock:
 
 def _check_no_empty_line(
     block: LineBlock,
-    tokenizers: Tokenizers,
-    lines: tuple[list[str], list[str]],
+    tokenizers: Sequence[Tokenizer],
+    lines: Sequence[list[str]],
     sides: Sequence[TokenBlock],
 ) -> None:
     """Look at the sentences that have no id; few have, and it need not be for an empty line."""

@@ -17,6 +17,7 @@ from ds_seq.data.manifest import IdType
 from ds_seq.errors import UserError
 
 SIDES = ("src", "tgt")
+ONE_SIDE = ("txt",)
 OFFSET = np.dtype("<i8")
 """Entries of the `.idx` files of the first format."""
 LENGTH = np.dtype("<i4")
@@ -26,6 +27,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def side_names(num_sides: int) -> tuple[str, ...]:
+    """Return what the names of the files of each side have."""
+    return SIDES if num_sides == len(SIDES) else ONE_SIDE
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:

@@ -18,15 +18,16 @@ from ds_seq.data.manifest import CorpusRecord, FileRecord, Manifest, ShardCounts
 from ds_seq.data.origin import Origin
 from ds_seq.data.shard_files import (
     LENGTH,
-    SIDES,
     id_dtype,
     id_type,
     lengths_path,
     manifest_path,
     shard_path,
+    side_names,
 )
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
+from ds_seq.names import NumSides
 
 
 class _FileWriter:
@@ -77,9 +78,10 @@ class ShardWriter:
         shard_size: number of sentence pairs per shard (the last one of a corpus may have fewer).
         inputs: checksums of the texts, for `Manifest.inputs`.
         origin: what the texts and the vocabulary were made from.
+        num_sides: 2 for pairs, 1 for text of one side.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (one argument per field of the manifest)
         self,
         folder: str | Path,
         split: str,
@@ -90,14 +92,17 @@ class ShardWriter:
         shard_size: int,
         inputs: Sequence[str] = (),
         origin: Origin = Origin(),  # noqa: B008 - a constant
+        num_sides: NumSides = 2,
     ) -> None:
         self._folder = Path(folder)
+        self._sides = side_names(num_sides)
         self._split = split
         self._shard_size = shard_size
         self._dtype = id_dtype(vocab_size)
         self._header = Manifest(
-            vocab_hash, vocab_size, id_type(vocab_size), languages, (), {}, tuple(inputs), origin
-        )
+            vocab_hash, vocab_size, id_type(vocab_size), languages, (), {}, tuple(inputs), origin,
+            sides=num_sides,
+        )  # fmt: skip
         self._files: list[_FileWriter] = []  # lengths, then the sides of each shard in turn
         self._counts: list[NDArray[np.int64]] = []  # of each shard: pairs and tokens of both sides
         self._corpora: list[CorpusRecord] = []
@@ -149,19 +154,17 @@ class ShardWriter:
             )
         self._corpora[-1] = replace(last, num_rows=self._total - last.first_row)
 
-    def add(self, source: Sequence[int], target: Sequence[int]) -> None:
-        """Append one pair, whose sides must already end with the end symbol."""
+    def add(self, *sides: Sequence[int]) -> None:
+        """Append one pair or text, whose sides must already end with the end symbol."""
         self.add_block(
-            *(
-                TokenBlock(np.asarray(ids, np.int64), np.asarray([len(ids)]))
-                for ids in (source, target)
-            )
+            *(TokenBlock(np.asarray(ids, np.int64), np.asarray([len(ids)])) for ids in sides)
         )
 
-    def add_block(self, source: TokenBlock, target: TokenBlock) -> None:
-        """Append the pairs of two blocks with the same number of sentences."""
-        num_pairs = len(source.lengths)
-        assert num_pairs == len(target.lengths)
+    def add_block(self, *sides: TokenBlock) -> None:
+        """Append the pairs of two blocks with the same number of sentences, or one block."""
+        num_pairs = len(sides[0].lengths)
+        assert num_pairs == len(sides[-1].lengths)
+        assert len(sides) == len(self._sides)
         start = 0
         while start < num_pairs:
             with files.writing(self._folder):
@@ -169,12 +172,13 @@ class ShardWriter:
                     self._open_shard()
                 counts = self._counts[-1]
                 stop = min(start + self._shard_size - int(counts[0]), num_pairs)
-                blocks = [cut(block, start, stop) for block in (source, target)]
-                for writer, block in zip(self._files[-len(SIDES) :], blocks, strict=True):
+                blocks = [cut(block, start, stop) for block in sides]
+                for writer, block in zip(self._files[-len(sides) :], blocks, strict=True):
                     writer.write(block.tokens, self._dtype)
                 lengths = np.stack([block.lengths for block in blocks], axis=1)
                 self._files[0].write(lengths, LENGTH)
-            counts += (stop - start, *(len(block.tokens) for block in blocks))
+            tokens = [len(block.tokens) for block in blocks]
+            counts += (stop - start, tokens[0], 0 if len(tokens) == 1 else tokens[1])
             self._is_full = counts[0] == self._shard_size
             self._total += stop - start
             start = stop
@@ -182,12 +186,12 @@ class ShardWriter:
     def _open_shard(self) -> None:
         if not self._files:
             self._files.append(_FileWriter(lengths_path(self._folder, self._split)))
-        for writer in self._files[1:][-len(SIDES) :]:
+        for writer in self._files[1:][-len(self._sides) :]:
             writer.close()
-        for side in SIDES:
+        for side in self._sides:
             path = shard_path(self._folder, self._split, len(self._counts), side)
             self._files.append(_FileWriter(path))
-        self._counts.append(np.zeros(1 + len(SIDES), np.int64))
+        self._counts.append(np.zeros(3, np.int64))
         self._is_full = False
 
     def close(self) -> Manifest:

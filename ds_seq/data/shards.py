@@ -1,4 +1,4 @@
-"""Binarized parallel text on disk: the memory-mapped reader.
+"""Binarized text on disk, mostly parallel: the memory-mapped reader.
 
 A split is stored in one folder as numbered shards of two files each, one file of lengths, and one
 manifest::
@@ -8,7 +8,9 @@ manifest::
     train.lengths        lengths of both sides of all pairs of all shards, (N, 2) int32
     train.manifest.json  vocabulary, counts, sizes and checksums of all files, and their origin
 
-Shapes: N pairs; n rows of one shard; 2 sides, source and target.
+Text of one side has `train.0000.txt.bin` in place of these two, and lengths (N, 1).
+
+Shapes: N pairs or texts; n rows of one shard; sides: 2, source and target, or 1.
 
 Each sentence ends with the end symbol. Numbers are little-endian. The manifest is removed first and
 written last, so that a folder with a manifest is complete. `ds_seq.data.shard_writer` writes.
@@ -27,7 +29,6 @@ from ds_seq import files
 from ds_seq.data.manifest import CorpusRecord, Manifest
 from ds_seq.data.shard_files import (
     LENGTH,
-    SIDES,
     files_fingerprint,
     id_dtype,
     id_type,
@@ -35,6 +36,7 @@ from ds_seq.data.shard_files import (
     manifest_path,
     mapped,
     shard_path,
+    side_names,
 )
 from ds_seq.data.shard_offsets import OffsetIndex
 from ds_seq.data.shard_writer import ShardWriter
@@ -77,13 +79,13 @@ class ShardIndex(Protocol):
     """Lengths and starts of all sentences.
 
     Attributes:
-        lengths: (N, 2) lengths, end symbols included.
+        lengths: (N, sides) lengths, end symbols included.
     """
 
     lengths: NDArray[np.int32]
 
     def starts(self, shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return (n, 2) numbers of the first tokens of rows (n,) of a shard, within the shard."""
+        """Return (n, sides) numbers of the first tokens of rows (n,) of a shard, within it."""
 
 
 class _LengthIndex:
@@ -96,10 +98,11 @@ class _LengthIndex:
     def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
         self._path = lengths_path(folder, split)
         inside(folder, self._path.name)
-        self.lengths = mapped(self._path, LENGTH, 2 * manifest.pairs).reshape(-1, 2)
+        sides = self._sides = manifest.sides
+        self.lengths = mapped(self._path, LENGTH, sides * manifest.pairs).reshape(-1, sides)
         self._shards = manifest.shards
         self._first = np.cumsum([0, *(shard.pairs for shard in manifest.shards)])
-        self._starts: dict[int, NDArray[np.integer]] = {}  # of each shard: (n / _STEP, 2)
+        self._starts: dict[int, NDArray[np.integer]] = {}  # of each shard: (n / _STEP, sides)
 
     def starts(self, shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `ShardIndex`.
@@ -111,13 +114,13 @@ class _LengthIndex:
             self._starts[shard] = self._sums(shard)
         first, last = self._first[shard : shard + 2]
         lengths = self.lengths[first:last]
-        result = np.empty((len(rows), 2), np.int64)
+        result = np.empty((len(rows), self._sides), np.int64)
         for begin in range(0, len(rows), _MOST_ROWS):
             part = rows[begin : begin + _MOST_ROWS]
             blocks, rest = np.divmod(part, _STEP)
             places = np.minimum(blocks[:, None] * _STEP + _BEFORE, len(lengths) - 1)
             is_before = _BEFORE < rest[:, None]  # (n, _STEP)
-            for side in range(2):
+            for side in range(self._sides):
                 steps = lengths[:, side][places] * is_before
                 sums = self._starts[shard][blocks, side] + steps.sum(1, dtype=np.int64)
                 result[begin : begin + _MOST_ROWS, side] = sums
@@ -128,7 +131,8 @@ class _LengthIndex:
         lengths = self.lengths[self._first[shard] : self._first[shard + 1]]
         blocks = np.add.reduceat(lengths, np.arange(0, len(lengths), _STEP), dtype=np.int64)
         ends = np.cumsum(blocks, axis=0)
-        if tuple(ends[-1]) != (counts.src_tokens, counts.tgt_tokens) or (lengths < 1).any():
+        tokens = (counts.src_tokens, counts.tgt_tokens)[: self._sides]
+        if tuple(ends[-1]) != tokens or (lengths < 1).any():
             raise UserError(
                 f"{self._path}: is damaged (its lengths are not those of shard {shard}); copy it "
                 "again or run `ds-seq prepare` again"
@@ -140,9 +144,9 @@ class _LengthIndex:
 class ShardReader:
     """A `Source` of the memory-mapped sentences of one split.
 
-    `reader[i]` is a pair of id arrays, both with the end symbol. Opening reads the manifest and the
-    lengths. A split of few shards is compared with the manifest, up to some size byte by byte. The
-    shards of a larger one are looked for in a listing of the folder, and each is mapped and its
+    `reader[i]` has the id array of each side, with the end symbol. Opening reads the manifest and
+    the lengths. A split of few shards is compared with the manifest, up to some size byte by byte.
+    The shards of a larger one are looked for in a listing of the folder, and each is mapped and its
     size compared when a sentence of it is needed.
 
     Args:
@@ -151,7 +155,7 @@ class ShardReader:
         vocab_hash: required `Tokenizers.fingerprint` of the shards; None allows any.
 
     Attributes:
-        lengths: (N, 2) lengths of the source and target sentences, end symbol included; read-only,
+        lengths: (N, sides) lengths of the sentences of each side, end symbol included; read-only,
             and mapped from the disk, so that the ranks of a node share them.
 
     Raises:
@@ -174,12 +178,13 @@ class ShardReader:
         make: type[OffsetIndex | _LengthIndex] = OffsetIndex if is_first_format else _LengthIndex
         self._index: ShardIndex = make(self._folder, split, self.manifest)
         self.lengths: NDArray[np.int32] = self._index.lengths
+        self._sides = side_names(self.manifest.sides)
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         self._first = np.cumsum([0, *(shard.pairs for shard in self.manifest.shards)])
         self._tokens: dict[tuple[int, int], NDArray[Any]] = {}  # by shard and side
         if len(self.manifest.shards) <= _FEW_SHARDS:
             for shard in range(len(self.manifest.shards)):
-                for side in range(len(SIDES)):
+                for side in range(len(self._sides)):
                     self._side(shard, side)
 
     def _check_at_open(self) -> None:
@@ -201,11 +206,10 @@ class ShardReader:
     def __len__(self) -> int:
         return self.manifest.pairs
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    def __getitem__(self, index: int) -> tuple[NDArray[np.integer], ...]:
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
-        source, target = self.gather(np.asarray([index]))
-        return source.tokens, target.tokens
+        return tuple(block.tokens for block in self.gather(np.asarray([index])))
 
     @property
     def vocab_hash(self) -> str:
@@ -232,8 +236,8 @@ class ShardReader:
         """Fingerprint of the content of all files; see `files_fingerprint`."""
         return files_fingerprint({name: file.sha256 for name, file in self.manifest.files.items()})
 
-    def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, TokenBlock]:
-        """Copy the pairs with the given numbers (N,), N >= 1, without a Python loop over them.
+    def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, ...]:
+        """Copy the pairs or texts (N,) with these numbers, N >= 1, without a Python loop over them.
 
         Raises:
             UserError: a shard is missing or damaged.
@@ -245,7 +249,7 @@ class ShardReader:
         out = [np.empty(total, self._dtype) for total in ends[-1]]
         for shard, places in _groups(shards):
             starts = self._index.starts(shard, rows[places])
-            for side in range(len(SIDES)):
+            for side in range(len(self._sides)):
                 _copy_sentences(
                     out[side],
                     (ends - lengths)[places, side],
@@ -255,14 +259,14 @@ class ShardReader:
                 )
         for tokens in out:
             check_ids(tokens, self.vocab_size, self._folder, "run `ds-seq prepare` again")
-        return TokenBlock(out[0], lengths[:, 0]), TokenBlock(out[1], lengths[:, 1])
+        return tuple(TokenBlock(*side) for side in zip(out, lengths.T, strict=True))
 
     def _side(self, shard: int, side: int) -> NDArray[Any]:
         """Return the tokens of one side of a shard, mapped when they are first needed."""
         tokens = self._tokens.get((shard, side))
         if tokens is None:
             counts = self.manifest.shards[shard]
-            path = shard_path(self._folder, self._split, shard, SIDES[side])
+            path = shard_path(self._folder, self._split, shard, self._sides[side])
             length = (counts.src_tokens, counts.tgt_tokens)[side]
             tokens = mapped(inside(self._folder, path.name), self._dtype, length)
             self._tokens[shard, side] = tokens

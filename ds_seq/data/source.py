@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,27 @@ class ChangingDataset(Dataset, Protocol):
             key: seed and epoch.
             stage: number of the stage of a mix, from 0.
         """
+
+
+@runtime_checkable
+class InParts(ChangingDataset, Protocol):
+    """Examples of several corpora, whose shares and changes may depend on the epoch."""
+
+    parts: Any
+    """The corpora, `ds_seq.data.corpora.Part` each."""
+    first: NDArray[np.integer]
+    """(parts + 1,) number of the first example of each corpus, and N."""
+    has_changing_lengths: bool
+    """Whether lengths differ from epoch to epoch."""
+
+    def bounds(self, key: Key, indices: NDArray[np.integer], stage: int = 0) -> NDArray[np.integer]:
+        """Return upper bounds of the lengths (B, sides) of some examples; see `in_epoch`."""
+
+    def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the number (B,) of the corpus of each example."""
+
+    def fingerprint_of(self, number: int) -> str:
+        """Return the fingerprint of the content of a corpus, as it is used here."""
 
 
 class Source(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,17 @@ from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 
 __all__ = ["MODELS", "attach_adapters", "build_model", "merge_changes"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"transformer": build_seq2seq}
+
+def _decoder_only(*args: Any, **options: Any) -> nn.Module:
+    from ds_seq.models.build.decoder_only import build_decoder_only  # only where it is used
+
+    return build_decoder_only(*args, **options)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "transformer": build_seq2seq,
+    "decoder_only": _decoder_only,
+}
 
 
 def build_model(

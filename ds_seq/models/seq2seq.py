@@ -8,16 +8,19 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult
-from ds_seq.models.stack import Stack
+from ds_seq.models.output import (
+    EncoderOutput,
+    LayerOutputs,
+    ModelOutput,
+    StackResult,
+)
+from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
@@ -86,7 +89,7 @@ class Seq2SeqTransformer(nn.Module):
             layers, and the captured outputs of the layers.
         """
         encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
-        rows = _real_rows(inputs.target_mask, inputs.num_targets)
+        rows = real_rows(inputs.target_mask, inputs.num_targets)
         context = self._decoder_context(encoded)._replace(
             token_mask=inputs.target_mask,
             token_rows=rows,
@@ -94,12 +97,12 @@ class Seq2SeqTransformer(nn.Module):
             source_lengths=_lengths(inputs.source_mask, encoded.hidden, inputs.num_sources),
         )
         decoded: StackResult = self.decoder(self.target_embedding(inputs.target), context, capture)
-        decoder_losses = _sum_losses(layer.losses for layer in decoded.aux)
+        decoder_losses = sum_losses(layer.losses for layer in decoded.aux)
         flat = decoded.hidden.flatten(0, 1)
         hidden = flat if len(rows) == len(flat) else flat.index_select(0, rows)
         return ModelOutput(
             self._project(hidden),
-            _sum_losses([encoded.router_losses, decoder_losses]),
+            sum_losses([encoded.router_losses, decoder_losses]),
             encoded.moe_stats + [layer.stats for layer in decoded.aux],
             None if capture == "none" else _layer_outputs(encoded, decoded),
         )
@@ -123,7 +126,7 @@ class Seq2SeqTransformer(nn.Module):
         embedded = self.target_embedding(source) if embedding is None else embedding(source)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)
-        rows = _real_rows(source_mask, num_tokens) if self._encoder_routes else None
+        rows = real_rows(source_mask, num_tokens) if self._encoder_routes else None
         adapters = None if self.adapters is None else self.adapters.rows(source)
         context = Context(
             source_mask,
@@ -141,10 +144,10 @@ class Seq2SeqTransformer(nn.Module):
             result.hidden,
             source_mask,
             tag,
-            _sum_losses(layer.losses for layer in result.aux),
+            sum_losses(layer.losses for layer in result.aux),
             [layer.stats for layer in result.aux],
             result.states,
-            _maps(result, "self_attention"),
+            layer_maps(result, "self_attention"),
             adapters,
             None if sets is None else sets[:, 0],
         )
@@ -225,35 +228,14 @@ def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
     return scores[:, None, None, :]
 
 
-def _sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Add up losses of the same name."""
-    total: dict[str, Tensor] = {}
-    for by_name in losses:
-        for name, loss in by_name.items():
-            total[name] = total[name] + loss if name in total else loss
-    return total
-
-
 def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs:
     return LayerOutputs(
         encoder=encoded.states,
         decoder=decoded.states,
         encoder_attention=encoded.attention,
-        decoder_attention=_maps(decoded, "self_attention"),
-        cross_attention=_maps(decoded, "cross_attention"),
+        decoder_attention=layer_maps(decoded, "self_attention"),
+        cross_attention=layer_maps(decoded, "cross_attention"),
     )
-
-
-def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
-    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
-
-    Args:
-        mask: the mask.
-        count: N; None if unknown. Counting them makes the host wait for a GPU.
-    """
-    flat = mask.reshape(-1)
-    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
-    return found.squeeze(1)
 
 
 def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
@@ -264,8 +246,3 @@ def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
     from ds_seq.modules.unpadded_attention import lengths_of, serves
 
     return lengths_of(mask, count) if serves(mask, like) else None
-
-
-def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:
-    """Return the attention maps of one sub-layer, from all layers that have it."""
-    return tuple(maps[name] for maps in result.maps if name in maps)

@@ -13,7 +13,7 @@ Shapes: B batch, T length, K beam width, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -275,3 +275,29 @@ class Stack(nn.Module):
 def _given(context: Context) -> tuple[()] | tuple[Ways]:
     """Return the argument for the sets of parameters, which residuals without sets do not take."""
     return () if context.ways is None else (context.ways,)
+
+
+def sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Add up losses of the same name."""
+    total: dict[str, Tensor] = {}
+    for by_name in losses:
+        for name, loss in by_name.items():
+            total[name] = total[name] + loss if name in total else loss
+    return total
+
+
+def real_rows(mask: Tensor, count: int | None = None) -> Tensor:
+    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
+
+    Args:
+        mask: the mask.
+        count: N; None if unknown. Counting them makes the host wait for a GPU.
+    """
+    flat = mask.reshape(-1)
+    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
+    return found.squeeze(1)
+
+
+def layer_maps(result: StackResult, name: str) -> tuple[Tensor, ...]:
+    """Return the attention maps of one sub-layer, from all layers that have it."""
+    return tuple(maps[name] for maps in result.maps if name in maps)

@@ -16,7 +16,7 @@ from ds_seq.names import CONFIG_FILE, LOSS, METRICS_FILE, TEXT_METRICS, ExportFo
 from ds_seq.runs.card import StoredRun
 
 CARD_FILE = "README.md"
-_FILES = ("source", "target", "tsv", "jsonl", "tmx", "xml", "folder")
+_FILES = ("source", "target", "text", "tsv", "jsonl", "tmx", "xml", "folder")
 _VALID = "valid"
 _USE = {
     "hf": """```python

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig
-from ds_seq.config.task import DenoisingConfig, TaskConfig, TranslationConfig
+from ds_seq.config.task import (
+    DenoisingConfig,
+    LanguageModelingConfig,
+    TaskConfig,
+    TranslationConfig,
+)
 from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.names import SPLITS
 from ds_seq.plugins import find_plugin
@@ -68,8 +73,26 @@ def _denoising(config: DenoisingConfig, data: DataConfig) -> Task:
     return denoising(config, data)
 
 
+def _language_modeling(config: LanguageModelingConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.language_modeling import BlockOptions, LanguageModelingTask
+    from ds_seq.tasks.mix import text_parts
+
+    tokenizers = load_tokenizers(data, data.dir)
+    return LanguageModelingTask(
+        data.dir,
+        tokenizers,
+        BlockOptions(
+            config.blocks, config.block_tokens, config.random_start, config.context_window
+        ),
+        partial(text_parts, data),
+        source_choice(data, tokenizers),
+        {split: expected_by_experiment(data, split) for split in SPLITS},
+    )
+
+
 TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {
     "translation": _translation,
+    "language_modeling": _language_modeling,
     "denoising": _denoising,
 }
 

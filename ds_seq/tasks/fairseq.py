@@ -263,7 +263,7 @@ def _splits(folders: Sequence[Path], languages: tuple[str, str]) -> list[str]:
 
 def _blocks(
     reader: FairseqSource | ShardReader,
-) -> Iterator[tuple[TokenBlock, TokenBlock]]:
+) -> Iterator[tuple[TokenBlock, ...]]:
     for rows in _rows(len(reader)):
         yield reader.gather(rows)
 

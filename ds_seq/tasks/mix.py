@@ -29,7 +29,7 @@ from ds_seq.data.mixing import (
 )
 from ds_seq.data.modify import Changes, Modifier
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.source import ChangingDataset, Dataset, Source
+from ds_seq.data.source import ChangingDataset, Dataset, InParts, Source
 from ds_seq.data.stream import Collate
 from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
@@ -57,9 +57,26 @@ def corpus_parts(
         modifier = _modifier(data.modify, tokenizers)
         whole = Part(TRAIN, range(len(source)), data.languages, modifier=modifier)
         return [whole] if whole.is_changed else []
+    records = _records(data, split, source)
+    if not records:
+        return []
+    return [
+        _part(data, tokenizers, record, text, split)
+        for record, text in zip(records, texts.values(), strict=True)
+    ]
+
+
+def _records(data: DataConfig, split: str, source: Source) -> Sequence[CorpusRecord]:
+    """Return the corpora of shards; none in shards of an earlier version, of held-out text.
+
+    Raises:
+        UserError: the shards have other corpora than the experiment.
+    """
+    texts = named_texts(data, split)
     records = source.manifest.corpora if isinstance(source, ShardReader) else ()
-    if split != TRAIN and not records and not any(any(data.tags(text)) for text in texts.values()):
-        return []  # shards of an earlier version, and nothing that needs to know
+    is_tagged = any(any(data.tags(text)) for text in texts.values())
+    if split != TRAIN and not records and not is_tagged:
+        return ()  # shards of an earlier version, and nothing that needs to know
     if [record.name for record in records] != list(texts):
         there = ", ".join(record.name for record in records) or "no names"
         where = "data.corpora" if split == TRAIN else f"data.raw.{split}"
@@ -69,9 +86,21 @@ def corpus_parts(
             f"{where}: has {', '.join(texts)}, but the {split} shards in {data.dir} have {there}; "
             f"{remedy}"
         )
+    return records
+
+
+def text_parts(data: DataConfig, split: str, source: Source) -> list[Part]:
+    """Return the corpora or files of a split of text of one side; see `corpus_parts`.
+
+    Raises:
+        UserError: the shards have other corpora.
+    """
+    texts, records = named_texts(data, split), _records(data, split, source)
+    if not texts or not records:
+        return [Part(split, range(len(source)), data.languages, fingerprint=source.fingerprint)]
     return [
-        _part(data, tokenizers, record, text, split)
-        for record, text in zip(records, texts.values(), strict=True)
+        Part(each.name, each.rows, each.languages, fingerprint="".join(each.inputs))
+        for each in records
     ]
 
 
@@ -157,17 +186,19 @@ def build_mix(
         dataset: the training pairs.
         sampler: makes batches of them.
     """
-    if not isinstance(dataset, CorporaDataset):
+    if not isinstance(dataset, InParts):
+        return None
+    mixing = data.mixing
+    plain = MixingConfig(language_tags=mixing.language_tags)
+    is_plain = mixing == plain and all(
+        corpus.weight == 1.0 and corpus.upsample == 1 for corpus in data.corpora.values()
+    )
+    if is_plain and len(dataset.parts) == 1 and not dataset.has_changing_lengths:
         return None
     corpora = [
         _corpus(dataset, number, data.corpora.get(part.name))
         for number, part in enumerate(dataset.parts)
     ]
-    mixing = data.mixing
-    plain = MixingConfig(language_tags=mixing.language_tags)
-    is_plain = mixing == plain and all(c.weight == 1.0 and c.upsample == 1 for c in corpora)
-    if is_plain and len(corpora) == 1 and not dataset.has_changing_lengths:
-        return None
     stages = [_stage(mixing, stage, n, corpora) for n, stage in enumerate(mixing.stages, 1)]
 
     def bounds(stage: int, epoch: int, rows: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -182,7 +213,7 @@ def build_mix(
     )
 
 
-def _corpus(dataset: CorporaDataset, number: int, config: CorpusConfig | None) -> Corpus:
+def _corpus(dataset: InParts, number: int, config: CorpusConfig | None) -> Corpus:
     first, after = (int(place) for place in dataset.first[number : number + 2])
     return Corpus(
         dataset.parts[number].name,

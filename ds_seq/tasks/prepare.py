@@ -79,9 +79,10 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         prepare_fairseq(data, force)
         return
     if not data.entries("train"):
+        example = "source: corpus.en, target: corpus.de" if data.num_sides == 2 else "text: a.txt"
         raise UserError(
             "data.raw.train: missing: set the training text, for example\n"
-            "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
+            f"  data: {{raw: {{train: {{{example}}}}}}}"
         )
     raw = {split: texts for split in SPLITS if (texts := raw_files(data, split))}
     inputs = [path for pairs in raw.values() for pair in pairs for path in pair]
@@ -123,7 +124,7 @@ def _make_all(data: DataConfig, raw: dict[str, list[PairPath]], force: bool) -> 
         aligned = AlignedText(raw[split], alignment_files(data, split), text, _places(data, split))
         workers = _workers(data, len(reader))
         make_alignments(split, aligned, reader, Path(data.dir), tokenizers, workers, force)
-        if split != "train":
+        if split != "train" and data.num_sides == 2:
             _report_references(split, raw[split], tokenizers, data.target_lang)
 
 
@@ -144,8 +145,8 @@ def _refuse_labels(data: DataConfig, split: str) -> None:
 def _clean_text(data: DataConfig, split: str) -> PairPath:
     """Return the files of the clean text of a split."""
     folder = Path(data.dir) / "clean"
-    source, target = (folder / f"{split}.{end}" for end in data.file_ends)
-    return PairPath(source, target)
+    ends = data.file_ends if data.language is None else [data.language]
+    return PairPath.of(*(folder / f"{split}.{end}" for end in ends))
 
 
 def _places(data: DataConfig, split: str) -> Path | None:
@@ -158,6 +159,10 @@ def _places(data: DataConfig, split: str) -> Path | None:
 def _workers(data: DataConfig, num_pairs: int) -> int:
     cores = data.workers or len(os.sched_getaffinity(0))
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
+
+
+def _unit(data: DataConfig) -> str:
+    return "pairs" if data.num_sides == 2 else "lines"
 
 
 class CleanText(NamedTuple):
@@ -188,7 +193,7 @@ def _clean_split(
     result = None if force else step.result_of_last_time()
     named = named_texts(data, split)
     if result is not None and "kept" in result and [*result.get("corpora", {})] == [*named]:
-        print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
+        print(f"{split}: clean text is up to date, {result['kept']:,} {_unit(data)}")
         return CleanText(text, step.known(clean_options(data, split)), result.get("corpora", {}))
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
@@ -204,7 +209,8 @@ def _clean_split(
             sizes = count_each(data, split)
     step.record({**report.summary(), "corpora": sizes})
     print(
-        f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
+        f"{split}: kept {report.kept:,} of {report.total:,} {_unit(data)} -> "
+        f"{', '.join(map(str, text))}"
     )
     for reason, number in report.dropped.items():
         if number:
@@ -236,7 +242,12 @@ def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -
             overlap = find_overlap(texts["train"], texts[split])
             if _is_writable(Path(data.dir)):
                 step.record(overlap._asdict())
-        if overlap.pairs or overlap.sources:
+        if overlap.pairs and data.num_sides == 1:
+            print(
+                f"{split}: warning: {overlap.pairs:,} of {overlap.total:,} lines are in the "
+                "training text, too, which lowers the perplexity. Remove them from data.raw.train"
+            )
+        elif overlap.pairs or overlap.sources:
             print(
                 f"{split}: warning: {overlap.pairs:,} of {overlap.total:,} pairs are in the "
                 f"training text, too, and {overlap.sources:,} more sources with another "
@@ -294,7 +305,7 @@ def _make_shards(
             report = binarize(
                 tokenizers,
                 text.source,
-                text.target,
+                text.target if data.num_sides == 2 else None,
                 data.dir,
                 split,
                 languages=languages,
@@ -304,12 +315,16 @@ def _make_shards(
                 workers=_workers(data, total),
                 progress=progress,
             )
-        shares = (
-            report.src_unknown / report.manifest.src_tokens,
-            report.tgt_unknown / report.manifest.tgt_tokens,
-        )
-        unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
+        unknown = f"; unknown {report.src_unknown / report.manifest.src_tokens:.3%}"
+        if data.num_sides == 2:
+            unknown += f" and {report.tgt_unknown / report.manifest.tgt_tokens:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
+    if data.num_sides == 1:
+        print(
+            f"{split}: {len(reader):,} lines in {len(reader.manifest.shards)} shard(s), "
+            f"{reader.manifest.src_tokens:,} tokens{unknown}"
+        )
+        return
     if not any(any(data.tags(entry)[0]) for entry in named_texts(data, split).values()):
         _report_untagged(data, split, text, reader, tokenizers)
     pairs = {entry.pair(data.languages) for entry in named_texts(data, split).values()}

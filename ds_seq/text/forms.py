@@ -44,7 +44,7 @@ class Form(Protocol):
 
 
 class _TwoFiles:
-    """A form with a file for each side."""
+    """A form in which a side is a whole file."""
 
     first: ClassVar[int] = 1
 
@@ -92,6 +92,20 @@ class Lines(_TwoFiles):
         if counts[0] != counts[1]:
             raise _unequal(source, counts[0], target, counts[1], self.unit)
         return counts[0]
+
+
+class Text(_TwoFiles):
+    """One file of text of one side, a sentence or a paragraph per line; the target is empty."""
+
+    unit: ClassVar[str] = "line"
+
+    def blocks(self, source: Path, target: Path, size: int) -> Iterator[Sides]:
+        with open_bytes(source) as file:
+            while lines := [line.rstrip(b"\r\n") for line in islice(file, size)]:
+                yield lines, []
+
+    def count(self, source: Path, target: Path) -> int:
+        return count_lines(source)
 
 
 def count_lines(path: Path, allowed: tuple[Kind, ...] = ()) -> int:

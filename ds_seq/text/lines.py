@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.names import InvalidUtf8
-from ds_seq.text.forms import Form, Lines, Sides
+from ds_seq.text.forms import Form, Lines, Text
 from ds_seq.text.looks import Kind, is_no_text
 from ds_seq.text.opening import decode_line, open_bytes
 from ds_seq.text.scan import text_fingerprint
@@ -35,6 +35,7 @@ __all__ = [
     "read_lines",
     "read_pairs",
     "read_parallel",
+    "read_text",
     "text_fingerprint",
     "warn_of_lines",
     "write_lines",
@@ -51,11 +52,12 @@ _LINES = Lines()
 
 @dataclass(frozen=True)
 class PairPath:
-    """The two sides of one parallel text, as a pair of files.
+    """The two sides of one parallel text, as a pair of files; or the one file of other text.
 
     Attributes:
         source: file of the source side.
-        target: file of the target side; the same one if both sides are in one file.
+        target: file of the target side; the same one if both sides are in one file, or if there is
+            one side.
         form: how the sentences are written there.
         invalid: what happens to a pair with a side that is no UTF-8. `keep` leaves it to whoever
             decodes the lines: cleaning counts and drops it, others raise a `UserError`.
@@ -68,11 +70,21 @@ class PairPath:
 
     def __iter__(self) -> Iterator[Path]:
         """Yield the file of each side."""
-        return iter((self.source, self.target))
+        return iter((self.source, self.target)[: self.num_sides])
 
     def __getitem__(self, side: int) -> Path:
         """Return the file of a side."""
         return (self.source, self.target)[side]
+
+    @classmethod
+    def of(cls, *sides: Path) -> PairPath:
+        """Return plain text with a file for each side, or of one side."""
+        return cls(sides[0], sides[-1], Text() if len(sides) == 1 else _LINES)
+
+    @property
+    def num_sides(self) -> int:
+        """2, or 1 for text that is no pairs."""
+        return 1 if isinstance(self.form, Text) else 2
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -87,7 +99,7 @@ class LineBlock(NamedTuple):
         path: files that contain the lines.
         first_line: number of the first line, counted from 1.
         source: lines of the source side.
-        target: the same number of lines of the target side.
+        target: the same number of lines of the target side; none in text of one side.
     """
 
     path: PairPath
@@ -95,18 +107,22 @@ class LineBlock(NamedTuple):
     source: list[bytes]
     target: list[bytes]
 
+    @property
+    def sides(self) -> tuple[list[bytes], ...]:
+        """The lines of each side that the text has."""
+        return (self.source, self.target)[: self.path.num_sides]
 
-def decode_lines(block: LineBlock) -> tuple[list[str], list[str]]:
-    """Decode both sides of a block; see `decode_line`."""
+
+def decode_lines(block: LineBlock) -> tuple[list[str], ...]:
+    """Decode each side of a block; see `decode_line`."""
     unit = block.path.form.unit
-    source, target = (
+    return tuple(
         [
             decode_line(line, path, number, unit)
             for number, line in enumerate(lines, block.first_line)
         ]
-        for path, lines in zip(block.path, (block.source, block.target), strict=True)
+        for path, lines in zip(block.path, block.sides, strict=True)
     )
-    return source, target
 
 
 def count_pairs(paths: Sequence[PairPath]) -> int:
@@ -144,7 +160,7 @@ def read_blocks(paths: Sequence[PairPath], size: int) -> Iterator[LineBlock]:
 
 def _valid_blocks(block: LineBlock, bad: list[int]) -> Iterator[LineBlock]:
     """Yield a block without invalid UTF-8; add the numbers of its pairs to `bad`."""
-    wrong = sorted({row for side in _sides(block) for row in _invalid_rows(side)})
+    wrong = sorted({row for side in block.sides for row in _invalid_rows(side)})
     if not wrong:
         yield block
         return
@@ -153,20 +169,17 @@ def _valid_blocks(block: LineBlock, bad: list[int]) -> Iterator[LineBlock]:
     bad += [block.first_line + row for row in wrong]
     if block.path.invalid == "replace":
         source, target = (
-            [line.decode("utf-8", "replace").encode() for line in side] for side in _sides(block)
+            [line.decode("utf-8", "replace").encode() for line in side]
+            for side in (block.source, block.target)
         )
         yield LineBlock(block.path, block.first_line, source, target)
         return
     start = 0
     for row in [*wrong, len(block.source)]:  # lines of a block are consecutive
         if row > start:
-            source, target = (side[start:row] for side in _sides(block))
+            source, target = (side[start:row] for side in (block.source, block.target))
             yield LineBlock(block.path, block.first_line + start, source, target)
         start = row + 1
-
-
-def _sides(block: LineBlock) -> Sides:
-    return block.source, block.target
 
 
 def _invalid_rows(lines: list[bytes]) -> list[int]:
@@ -207,6 +220,17 @@ def read_pairs(path: PairPath) -> tuple[list[str], list[str]]:
         for whole, part in zip((source, target), decode_lines(block), strict=True):
             whole += part
     return source, target
+
+
+def read_text(path: PairPath) -> list[str]:
+    """Read text of one side.
+
+    Raises:
+        UserError: see `read_blocks`; or a line is not UTF-8.
+    """
+    return [
+        line for block in read_blocks([path], _PAIRS_AT_ONCE) for line in decode_lines(block)[0]
+    ]
 
 
 def read_lines(path: str | Path, *, tabs: bool = False) -> list[str]:

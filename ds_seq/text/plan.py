@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ds_seq.text.forms import Lines
+from ds_seq.text.forms import Lines, Text
 from ds_seq.text.lines import PairPath, count_pairs, open_bytes
 from ds_seq.text.scan import is_compressed, scan_text, text_fingerprint
 
@@ -36,7 +36,7 @@ class TextPlan(NamedTuple):
 
 def has_places(path: PairPath) -> bool:
     """Return whether a part of a text can be read without what stands before it."""
-    return path.form == Lines() and not any(map(is_compressed, path))
+    return path.form in (Lines(), Text()) and not any(map(is_compressed, path))
 
 
 def plan_text(part_lines: int, path: PairPath) -> TextPlan:
@@ -52,7 +52,7 @@ def plan_text(part_lines: int, path: PairPath) -> TextPlan:
     for side in path:
         open_bytes(side).close()  # raises if it is no text
         scans.append(scan_text(side, part_lines))
-    if scans[0].lines != scans[1].lines:
+    if scans[0].lines != scans[-1].lines:
         count_pairs([path])  # raises, with both counts
     checksums, offsets = (tuple(scan.sha256 for scan in scans), tuple(s.offsets for s in scans))
     return TextPlan(path, checksums, scans[0].lines, part_lines, offsets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_seq.config.raw_text import TextFiles
-from ds_seq.text.forms import Form, JsonLines, Lines, Segments, Table
+from ds_seq.text.forms import Form, JsonLines, Lines, Segments, Table, Text
 from ds_seq.text.lines import PairPath
 from ds_seq.text.xml_forms import Tmx, WmtXml
 
@@ -24,6 +24,8 @@ def pair_path(text: TextFiles, *, counts_invalid: bool) -> PairPath:
 
 def _form(text: TextFiles) -> Form:
     match text.form:
+        case "text":
+            return Text()
         case "lines":
             return Lines()
         case "segments":

@@ -7,8 +7,7 @@ from typing import Any
 
 from ds_seq import distributed
 from ds_seq.data.batch import Batch
-from ds_seq.data.corpora import CorporaDataset
-from ds_seq.data.source import Dataset
+from ds_seq.data.source import Dataset, InParts
 
 _SHOWN = 8
 
@@ -26,7 +25,7 @@ def pair_numbers(dataset: Dataset, rows: Sequence[int]) -> dict[str, list[int]]:
     Returns:
         Numbers from 1 by name of the corpus; of a data set without corpora by `train`.
     """
-    if not isinstance(dataset, CorporaDataset):
+    if not isinstance(dataset, InParts):
         return {"train": [row + 1 for row in rows]} if rows else {}
     found: dict[str, list[int]] = {}
     for part in dataset.parts:

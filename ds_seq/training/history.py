@@ -29,8 +29,8 @@ from ds_seq.config.changes import (
 from ds_seq.config.deepspeed import load_deepspeed_json
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import ParallelDataset
-from ds_seq.data.corpora import CorporaDataset
-from ds_seq.data.source import Dataset
+from ds_seq.data.source import Dataset, InParts
+from ds_seq.data.text import TextDataset
 from ds_seq.distill.teacher import CachedTeacher
 from ds_seq.names import HISTORY_FILE
 from ds_seq.runs.open import open_run, weights_fingerprint
@@ -93,14 +93,14 @@ def teacher_fingerprint(config: ExperimentConfig, cached: CachedTeacher | None) 
 
 def _fingerprints(dataset: Dataset) -> str | dict[str, str]:
     """Return the fingerprint of each corpus, so that messages can name the one that has changed."""
-    if isinstance(dataset, CorporaDataset) and len(dataset.parts) > 1:
+    if isinstance(dataset, InParts) and len(dataset.parts) > 1:
         return {part.name: dataset.fingerprint_of(n) for n, part in enumerate(dataset.parts)}
     return _fingerprint(dataset)
 
 
 def _fingerprint(dataset: Dataset) -> str:
     """Return the fingerprint of the source of a dataset, or if it has none, of its lengths."""
-    if isinstance(dataset, ParallelDataset):
+    if isinstance(dataset, ParallelDataset | TextDataset):
         return dataset.source.fingerprint
     return hashlib.sha256(np.ascontiguousarray(dataset.lengths, np.int64).tobytes()).hexdigest()
 

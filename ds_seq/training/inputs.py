@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import secrets
+from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -18,13 +19,15 @@ from ds_seq.data.expected import raw_files
 from ds_seq.data.node_share import NodeShare
 from ds_seq.data.source import Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
+from ds_seq.data.text import TextDataset
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
 from ds_seq.tasks.mix import build_mix, collate_in, untagged_parts
-from ds_seq.text.lines import read_pairs
+from ds_seq.text.lines import decode_lines, read_blocks
 
 _MOST_EMPTY = 0.5
+_LINES = 10_000  # read at a time
 _LEAST_SHARED = 1_000_000  # pairs; fewer are ordered faster than they are shared
 
 
@@ -33,7 +36,8 @@ def validation_set(task: Task, config: ExperimentConfig) -> Dataset | None:
         return None
     if config.validation.metrics:
         for text in raw_files(config.data, "valid", must_exist=False):
-            read_pairs(text)  # report unreadable text early, not in a validation
+            # report unreadable text early, not in a validation
+            deque(map(decode_lines, read_blocks([text], _LINES)), maxlen=0)
     return task.dataset("valid")
 
 
@@ -130,7 +134,7 @@ def valid_batches(
     """
     assert dataset is not None, "validation needs train.validate_every"
     parts = [np.arange(len(dataset))]
-    if isinstance(dataset, ParallelDataset):
+    if isinstance(dataset, ParallelDataset | TextDataset):
         parts = dataset.by_file()
     for part in parts:
         if len(part) == 0:  # all of its pairs are too long

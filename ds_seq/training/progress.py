@@ -17,6 +17,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.flops import training_flops
 from ds_seq.config.model.section import Flops, LengthSums
 from ds_seq.data.batch import Batch, Seq2SeqInputs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.moe.output import RoutingStats
 from ds_seq.reports.metrics import Figures, LossSums
 from ds_seq.training.peak import peak_flops
@@ -85,12 +86,17 @@ class Window:
         """
         for batch in batches:
             inputs = batch.inputs
-            if not isinstance(inputs, Seq2SeqInputs) or not batch.num_sentences:
+            if not batch.num_sentences:
                 continue
-            source = inputs.source_mask.sum(1).double()
             target = batch.mask.sum(1).double()
+            source = target.new_zeros(target.shape)
+            if isinstance(inputs, Seq2SeqInputs):
+                source = inputs.source_mask.sum(1).double()
+                self._places += inputs.source_mask.numel()
+            elif not isinstance(inputs, TextInputs):
+                continue
             self._real += float(source.sum() + target.sum())
-            self._places += inputs.source_mask.numel() + batch.mask.numel()
+            self._places += batch.mask.numel()
             if self._costs.flops is not None:
                 pairs = (source @ source, target @ target, source @ target)
                 sums = LengthSums(*map(float, (source.sum(), target.sum(), *pairs)))

@@ -25,6 +25,7 @@ from ds_seq.config.world import on_world
 from ds_seq.criterions import Teacher
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
+from ds_seq.data.text import TextDataset
 from ds_seq.distill.build import build_teacher
 from ds_seq.distill.projection import without_projection
 from ds_seq.distill.teacher import CachedTeacher, LiveTeacher, Student, attach_cache
@@ -258,7 +259,7 @@ def _build(
         lambda: valid_batches(config, task, valid_set, world),
         _scorer(config, task, metrics, engine, world),
         config.validation.max_sentences,
-        valid_set.files if isinstance(valid_set, ParallelDataset) else {},
+        valid_set.files if isinstance(valid_set, ParallelDataset | TextDataset) else {},
     )
     stages = StageWatch(batches, figures)
     divergence = Divergence(config.train, engine, log, partial(pair_numbers, train_set))
@@ -307,9 +308,10 @@ def _announce(
     train, engine = setup.config.train, trainer.engine
     total = sum(full_shape(each).numel() for _, each in without_projection(engine.module))
     left_out = f" ({dataset.num_left_out:,} too long)" if dataset.num_left_out else ""
+    unit = "blocks" if isinstance(dataset, TextDataset) else "pairs"
     trainer.log.say(
         f"{setup.config.name}: {total:,} parameters on this rank; "
-        f"{len(dataset):,} pairs{left_out}, "
+        f"{len(dataset):,} {unit}{left_out}, "
         f"{trainer.batches.updates_per_epoch:,} updates per epoch; {world.size} rank(s), "
         f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, "
         f"{distributed.number_format(train.precision, world.device)}, {world.device.type}"

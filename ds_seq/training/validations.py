@@ -7,6 +7,7 @@ from typing import Any
 
 from ds_seq import activity
 from ds_seq.config.train import TrainConfig
+from ds_seq.names import LM_METRICS
 from ds_seq.reports.metrics import LAYER_NAMES, load_panel, metric_lines_by_file, metric_names
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.memory import explain, validation_advice
@@ -100,7 +101,8 @@ class Validations:
         """Print the signatures of the metrics, which make scores comparable."""
         for name in metric_names(figures):
             if signature := figures[f"{name}_signature"]:
-                self._log.say(f"valid {name} is of detokenized text, signature {signature}")
+                what = "" if name in LM_METRICS else "is of detokenized text, "
+                self._log.say(f"valid {name} {what}signature {signature}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to resume from."""

@@ -26,6 +26,7 @@ OTHER_MEANINGS = {
     ("data/sections.py", "offset"): "the section of the first pair, not a position of tokens",
     ("data/binarize.py", "workers"): "processes; the caller turns data.workers into a number",
     ("data/clean.py", "workers"): "processes; the caller turns data.workers into a number",
+    ("text/fairseq_tokenizer.py", "language"): "of the rules of a tokenizer, not of all text",
     ("text/sentencepiece.py", "name"): "what messages call a vocabulary",
     ("tasks/translation.py", "source"): "the source itself, not its section",
     ("data/batching.py", "rank"): "of a process, not of a change",

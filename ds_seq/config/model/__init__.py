@@ -4,6 +4,7 @@ It is a union tagged by `name`. A Transformer is composed of axes; the file of e
 fields, checks and parameter count. In an experiment file, all fields are in one flat section.
 """
 
+from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import ModelSize, OtherModel
@@ -15,6 +16,7 @@ from ds_seq.config.model.union import (
 )
 
 __all__ = [
+    "DecoderOnlyConfig",
     "ExternalModelConfig",
     "ExternalRouterConfig",
     "HuggingFaceModelConfig",

@@ -151,9 +151,13 @@ class MixerFields(LinearFields):
             params += weights + (biases if self.linear_bias else 0)
         return params
 
+    def mixers_of(self, stack: Stack) -> int:
+        """Return the number of mixers of a layer."""
+        return MIXERS_PER_LAYER[stack]
+
     def attentions_of(self, stack: Stack) -> int:
         """Return the number of attentions of a layer."""
-        return MIXERS_PER_LAYER[stack] - (0 if self.has_self_attention(stack) else 1)
+        return self.mixers_of(stack) - (0 if self.has_self_attention(stack) else 1)
 
     def mixer_weights(self, d_model: int, stack: Stack) -> int:
         """Return the weights of a layer's maps in mixers, without those that make kernels."""

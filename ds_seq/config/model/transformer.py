@@ -12,7 +12,7 @@ from ds_seq.config.model.embedding import EmbeddingFields
 from ds_seq.config.model.ffn import FfnFields
 from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.lora import LoraFields
-from ds_seq.config.model.mixer import MIXERS_PER_LAYER, MixerFields
+from ds_seq.config.model.mixer import MixerFields
 from ds_seq.config.model.moe import MoeFields
 from ds_seq.config.model.multiway import MultiwayFields
 from ds_seq.config.model.norm import NormFields
@@ -147,7 +147,7 @@ class TransformerConfig(TransformerFields):
         return total
 
     def _stack_size(self, stack: Stack) -> ModelSize:
-        depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]
+        depth, mixers = self.layers_of(stack), self.mixers_of(stack)
         norm = self.norm.num_params(self.d_model)
         norms = self.residual_params(depth * (mixers + 1), norm)
         if self.embedding_norm:

@@ -107,6 +107,7 @@ def _add_examples(
     text: tuple[bytes, bytes],
 ) -> None:
     source, target = (side.splitlines() for side in text)
+    target = target or source  # text of one side
     for index in np.flatnonzero(again).tolist():
         line = int(lines[index])
         where = (block.input, block.first_line + line)

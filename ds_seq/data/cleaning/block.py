@@ -87,10 +87,13 @@ def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
     corpus = corpora[block.corpus]
     options = corpus.options
     content = block.content(corpus.inputs[block.input])
+    is_text = len(content) == 1
     decoded = [_decode(side) for side in content]
-    (sources, source_look), (targets, target_look) = (_normalized(s, options) for s in decoded)
+    looks = [_normalized(side, options) for side in decoded]
+    # text of one side passes the filters as a pair of equal sides
+    (sources, source_look), (targets, target_look) = looks[0], looks[-1]
     scores = _scores(corpus, block)
-    invalid = decoded[0].invalid | decoded[1].invalid
+    invalid = decoded[0].invalid | decoded[-1].invalid
     dropped: Counter[str] = Counter()
     examples = Examples()
     keep = np.ones(block.size, bool)
@@ -102,6 +105,8 @@ def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
         pair = (sources[index], targets[index])
         if index in invalid:
             reason: str | None = "invalid_utf8"
+        elif is_text and not pair[0]:  # the end of a document
+            reason = None
         elif scores is not None and is_below(scores[index], options) and all(pair):
             reason = SCORE
         else:
@@ -111,22 +116,29 @@ def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
         keep[index] = False
         dropped[reason] += 1
         if reason in ("invalid_utf8", "empty"):  # show what it was
-            pair = (decoded[0].raw(index), decoded[1].raw(index))
+            pair = (decoded[0].raw(index), decoded[-1].raw(index))
         where = (block.input, block.first_line + index)
         examples.add(reason, Example.of(block.corpus, block.first_pair + index, where, pair))
     if dropped:
         chosen = keep.tolist()
         sources, targets = (list(compress(side, chosen)) for side in (sources, targets))
+    kept = np.flatnonzero(keep)
+    keyed = _keyed(sources, block.first_pair + kept) if is_text else sources
     columns = pack_columns(
-        np.flatnonzero(keep),
+        kept,
         None if scores is None else scores[keep],
-        [hashes(sources, targets, key) for key in _keys(options)],
+        [hashes(keyed, keyed if is_text else targets, key) for key in _keys(options)],
     )
     place = (block.input, block.first_line, block.first_pair)
     return Cleaned(
         block.number, block.corpus, place, block.size, dict(dropped), examples,
-        _text(sources), _text(targets), columns,
+        _text(sources), b"" if is_text else _text(targets), columns,
     )  # fmt: skip
+
+
+def _keyed(lines: Sequence[str], places: NDArray[np.integer]) -> list[str]:
+    """Return lines by which duplicates are found: the end of a document is no duplicate."""
+    return [line or f"\n{place}" for line, place in zip(lines, places.tolist(), strict=True)]
 
 
 class _Side:

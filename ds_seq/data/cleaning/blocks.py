@@ -44,18 +44,17 @@ class Block(NamedTuple):
     extents: tuple[tuple[int, int], ...]
     scores: list[bytes] | None
 
-    def content(self, path: PairPath) -> tuple[bytes, bytes]:
-        """Return the lines of both sides, each with its line end, which the last one may lack.
+    def content(self, path: PairPath) -> tuple[bytes, ...]:
+        """Return the lines of each side, each with its line end, which the last one may lack.
 
         Args:
-            path: its pair of files.
+            path: its files.
 
         Raises:
             UserError: a file cannot be read, or has changed since the blocks were made.
         """
         if self.sides is not None:
-            source, target = (b"\n".join([*side, b""]) for side in self.sides)
-            return source, target
+            return tuple(b"\n".join([*side, b""]) for side in self.sides[: path.num_sides])
         found = []
         for file, (start, end) in zip(path, self.extents, strict=True):
             with open_bytes(file) as opened:
@@ -64,7 +63,7 @@ class Block(NamedTuple):
             if len(content) != end - start or _num_lines(content) != self.size:
                 raise UserError(f"{file}: has changed while it was read; start again")
             found.append(content)
-        return found[0], found[1]
+        return tuple(found)
 
 
 def _num_lines(content: bytes) -> int:

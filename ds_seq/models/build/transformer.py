@@ -75,11 +75,11 @@ def build_seq2seq(
 
 
 def _encoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
-    return _stack(
+    return make_stack(
         cfg,
         "encoder",
         [
-            _layer(
+            make_layer(
                 cfg,
                 "encoder",
                 index,
@@ -92,11 +92,11 @@ def _encoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
 
 
 def _decoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
-    return _stack(
+    return make_stack(
         cfg,
         "decoder",
         [
-            _layer(
+            make_layer(
                 cfg,
                 "decoder",
                 index,
@@ -109,7 +109,7 @@ def _decoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
     )
 
 
-def _layer(
+def make_layer(
     cfg: TransformerConfig, stack: StackName, index: int, **bodies: Body
 ) -> TransformerLayer:
     """Make layer `index` of a stack from these bodies in this order, each in a residual."""
@@ -123,7 +123,8 @@ def _layer(
     return TransformerLayer(sublayers)
 
 
-def _stack(cfg: TransformerConfig, stack: StackName, layers: list[TransformerLayer]) -> Stack:
+def make_stack(cfg: TransformerConfig, stack: StackName, layers: list[TransformerLayer]) -> Stack:
+    """Make a stack of these layers, with what stands before and behind them."""
     sets = cfg.sets_of(stack)
     return Stack(
         layers,

@@ -56,8 +56,8 @@ def test_invalid_text_stops_all_but_training() -> None:
     [
         ("{source: a}", ".target: missing. File of target sentences"),
         ("{target: a}", ".source: missing. File of source sentences"),
-        ("{}", ".source: give one of source, tsv, jsonl, tmx, xml, folder; none is given here"),
-        ("{tsv: a, jsonl: b}", ".source: give one of source, tsv, jsonl, tmx, xml, folder; tsv"),
+        ("{}", ".source: give one of source, text, tsv, jsonl, tmx, xml, folder; none is given"),
+        ("{tsv: a, jsonl: b}", ".source: give one of source, text, tsv, jsonl, tmx, xml, folder; "),
         ("{source: [a, b], target: c}", ".target: names 1 file(s), but source 2; give as many"),
         ("{source: [], target: []}", ".source: names no file"),
         ("{source: a, target: b, columns: [2, 1]}", ".columns: belongs to tsv, not to source"),

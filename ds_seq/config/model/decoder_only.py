@@ -1,0 +1,64 @@
+"""The decoder-only Transformer, a language model: the decoder's axes without cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ds_seq.config.model.mixer import AttentionMixerConfig
+from ds_seq.config.model.transformer import TransformerConfig
+from ds_seq.names import Stack
+
+
+class OneStackConfig(TransformerConfig):
+    """A Transformer with one stack and one table of embeddings; a part of `TransformerConfig`."""
+
+    # What needs two stacks is no field here.
+    multiway: ClassVar[None] = None  # type: ignore[misc]
+    pruned_heads: ClassVar[None] = None  # type: ignore[misc]
+
+    def mixers_of(self, stack: Stack) -> int:
+        """See `MixerFields`: there is no other stack to attend to."""
+        return 1
+
+    @property
+    def shares_inputs(self) -> bool:
+        """See `EmbeddingFields`: there is one input."""
+        return True
+
+    def field_errors(self) -> list[tuple[str, str]]:
+        """Return incompatible settings as (field, message) pairs."""
+        return [*super().field_errors(), *self._errors_of_one_stack()]
+
+    def _errors_of_one_stack(self) -> Iterator[tuple[str, str]]:
+        missing = "decoder" if self.stacks == ("encoder",) else "encoder"
+        placed = (
+            ("moe.placement", None if self.moe is None else self.moe.placement),
+            ("lora.stacks", None if self.lora is None else self.lora.stacks),
+            ("adapters.stacks", None if self.adapters is None else self.adapters.stacks),
+        )
+        for key, placement in placed:
+            if placement == missing:
+                yield key, f"{missing}, which a model {self.name} does not have"
+        if self.share_embeddings == "inputs":
+            message = f"inputs: a model {self.name} has one input; use all (tied to the output) or "
+            yield "share_embeddings", f"{message}none"
+        if self.moe is not None and self.moe.router == "language":
+            yield "moe.router", f"language: a model {self.name} has no source with a tag"
+        if self.adapters is not None and self.adapters.tags:
+            yield "adapters.tags", f"a model {self.name} has no source with a tag; use active"
+
+
+class DecoderOnlyConfig(OneStackConfig):
+    """A decoder without encoder, for `task: language_modeling`."""
+
+    stacks: ClassVar[tuple[Stack, ...]] = ("decoder",)
+    encoder_layers: ClassVar[int] = 0  # type: ignore[misc]
+    encoder_repeats: ClassVar[int] = 0  # type: ignore[misc]
+    encoder_mixer: ClassVar[Any] = AttentionMixerConfig.model_construct()  # type: ignore[misc]
+
+    name: Literal["decoder_only"] = Field(  # type: ignore[assignment]
+        description="Selects this model."
+    )
