@@ -19,14 +19,21 @@ __all__ = ["MODELS", "attach_adapters", "build_model", "merge_changes"]
 
 
 def _decoder_only(*args: Any, **options: Any) -> nn.Module:
-    from ds_seq.models.build.decoder_only import build_decoder_only  # only where it is used
+    from ds_seq.models.build.one_stack import build_decoder_only  # only where it is used
 
     return build_decoder_only(*args, **options)
+
+
+def _encoder_only(*args: Any, **options: Any) -> nn.Module:
+    from ds_seq.models.build.one_stack import build_encoder_only  # only where it is used
+
+    return build_encoder_only(*args, **options)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "transformer": build_seq2seq,
     "decoder_only": _decoder_only,
+    "encoder_only": _encoder_only,
 }
 
 

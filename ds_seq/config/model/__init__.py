@@ -5,6 +5,7 @@ fields, checks and parameter count. In an experiment file, all fields are in one
 """
 
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
+from ds_seq.config.model.encoder_only import EncoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import ModelSize, OtherModel
@@ -17,6 +18,7 @@ from ds_seq.config.model.union import (
 
 __all__ = [
     "DecoderOnlyConfig",
+    "EncoderOnlyConfig",
     "ExternalModelConfig",
     "ExternalRouterConfig",
     "HuggingFaceModelConfig",

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from ds_seq.config.base import ExternalName, plugin_tag
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
+from ds_seq.config.model.encoder_only import EncoderOnlyConfig
 from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 from ds_seq.errors import UserError
 
@@ -52,6 +53,7 @@ class HuggingFaceModelConfig(TransformerFields):
 ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[DecoderOnlyConfig, Tag("decoder_only")]
+    | Annotated[EncoderOnlyConfig, Tag("encoder_only")]
     | Annotated[HuggingFaceModelConfig, Tag("huggingface")]
     | Annotated[ExternalModelConfig, Tag("external")],
     Discriminator(plugin_tag("transformer")),

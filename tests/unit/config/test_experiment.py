@@ -156,9 +156,14 @@ def test_no_loss_weights_can_be_written_in_three_ways(make: MakeConfig, nothing:
 def test_plugin_names_are_the_union_tags() -> None:
     names = plugin_names()
     assert names["optimizer"] == {"adam", "adamw", "adafactor", "sgd"}
-    assert names["task"] == {"translation", "denoising", "language_modeling"}
+    assert names["task"] == {
+        "translation",
+        "denoising",
+        "language_modeling",
+        "masked_language_modeling",
+    }
     assert names["criterion"] == {"cross_entropy", "distillation", "minimum_risk", "model_and_base"}
-    assert names["model"] == {"transformer", "huggingface", "decoder_only"}
+    assert names["model"] == {"transformer", "huggingface", "decoder_only", "encoder_only"}
     assert "external" not in set().union(*names.values())
 
 
