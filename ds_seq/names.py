@@ -58,6 +58,8 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
 """Activations that multiply two projections of the input."""
 GateActivation = Literal["silu", "gelu"]
 """Activations of the gate of retention."""
+BIASED_POSITIONS = frozenset({"alibi", "buckets"})
+"""Kinds of positions that are a bias of the scores of self-attention."""
 EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]

@@ -53,6 +53,11 @@ def result_settings(args: argparse.Namespace) -> dict[str, bool]:
 def num_hypotheses(args: argparse.Namespace, settings: GenerationConfig) -> int:
     """Return the number of hypotheses that the search must find to write `--n-best` of them."""
     check_n_best(args.n_best, settings)
+    if settings.expert == "all" and args.format == "text" and args.mbr is None:
+        raise UserError(
+            "--expert all: --format text has one translation per line; add --format tsv, jsonl or "
+            "fairseq, or --mbr to choose one"
+        )
     if args.mbr is None:
         return int(args.n_best)
     if not settings.sampling:
@@ -103,6 +108,11 @@ def build_steps(
 
         steps.append(MinimumRisk(utility, text, args.n_best))
     if args.align or args.replace_unk:
+        if first.card.experts:
+            raise UserError(
+                "--align, --replace-unk: words are not aligned for a mixture (criterion hard_em); "
+                "leave them out"
+            )
         layer = None if args.align_layer is None else args.align_layer - 1
         aligner = Aligner([run.seq2seq for run in runs], first.tokenizers, limits, device, layer)
         aligner.check()

@@ -126,6 +126,8 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "decoder-retention-heads decoder-value-embed-dim"),
         Row("model.decoder_mixer: {name: retention, chunk_size: ...}",
             "chunkwise-recurrent recurrent-chunk-size"),
+        Row("model.encoder_mixer: {name: dilated, segment_lengths: [...], dilations: [...]}",
+            "segment-length dilated-ratio"),
         Row("model.encoder_mixer, model.decoder_mixer: lightweight_convolution or "
             "dynamic_convolution", "encoder-conv-type decoder-conv-type"),
         Row("model.decoder_mixer: {name: dynamic_convolution, kernel_sizes: ..., width: ..., "
@@ -287,6 +289,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "test_max_target_length", "", "max-length-factor",
             "max_output_length"),
         Row("generation.min_len", "min-len", "min_length", "min_length"),
+        Row("generation.expert", "gen-expert"),
         Row("generation.sampling", "sampling", "do_sample", "", "output-sampling"),
         Row("generation.sampling_top_k", "sampling-topk", "", "random_sampling_topk"),
         Row("generation.sampling_top_p", "sampling-topp", "top_p", "random_sampling_topp"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,17 @@ from ds_seq.config.criterion import (
     BaseCriterionConfig,
     CriterionConfig,
     CrossEntropyConfig,
-    DistillationConfig,
+    HardEmConfig,
     MinimumRiskConfig,
     ModelAndBaseConfig,
 )
+from ds_seq.config.criterion_checks import (
+    distillation_errors,
+    mixture_errors,
+    weight_errors,
+)
 from ds_seq.config.data import DataConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.optim import (
@@ -33,7 +40,7 @@ from ds_seq.config.task_checks import metric_errors, noise_errors
 from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
-from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
+from ds_seq.names import ADAPTERS, LOSS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
@@ -87,6 +94,12 @@ class ExperimentConfig(Config):
         return criterion if isinstance(criterion, DistillationConfig) else None
 
     @property
+    def experts(self) -> list[str]:
+        """Start symbols of the experts if the model is a mixture, else none."""
+        _, criterion = self.base_criterion
+        return criterion.experts if isinstance(criterion, HardEmConfig) else []
+
+    @property
     def num_passes(self) -> int:
         """How often the model reads each batch in training."""
         _, criterion = self.base_criterion
@@ -115,8 +128,9 @@ class ExperimentConfig(Config):
             ({"model", "data"}, self._position_errors),
             ({"train", "data"}, self._batch_errors),
             ({"scheduler", "train"}, self._schedule_errors),
-            ({"criterion", "model", "data"}, self._distillation_errors),
-            ({"criterion", "model"}, self._weight_errors),
+            ({"criterion", "model", "data"}, partial(distillation_errors, self)),
+            ({"criterion", "model"}, partial(weight_errors, self)),
+            ({"criterion", "data", "generation"}, partial(mixture_errors, self)),
             ({"train", "model"}, self._adapter_errors),
             ({"model", "data"}, self._adapter_tag_errors),
             ({"train", "data"}, self._validation_errors),
@@ -229,68 +243,6 @@ class ExperimentConfig(Config):
                 "scheduler.warmup_updates",
                 f"{scheduler.warmup_updates} leaves nothing to decay over: "
                 f"the schedule ends at update {total}",
-            )
-        ]
-
-    def _distillation_errors(self) -> list[tuple[str, str]]:
-        (where, _), criterion = self.base_criterion, self.distillation
-        if criterion is None:
-            return []
-        errors = []
-        if criterion.cache is not None and self.data.long_pairs != "skip":
-            message = (
-                f"{self.data.long_pairs} changes pairs, but {where}.cache has outputs for whole "
-                "ones; use skip, or a live teacher"
-            )
-            errors.append(("data.long_pairs", message))
-        tags = self.data.vocab.source_side.user_symbols
-        if criterion.strategy == "global_language_wise" and not tags:
-            errors.append(
-                (
-                    f"{where}.strategy",
-                    "global_language_wise needs tags at the start of the source lines; list them "
-                    "in data.vocab.user_symbols, such as [<de>, <fr>]",
-                )
-            )
-        return errors + self._imitation_errors(where, criterion)
-
-    def _imitation_errors(self, where: str, criterion: DistillationConfig) -> list[tuple[str, str]]:
-        """Return what the layers of the model do not have of what is to be imitated."""
-        errors = []
-        for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
-            if section is None:
-                continue
-            for stack in self.model.stacks:
-                given, depth = section.layers_of(stack), self.model.calls_of(stack)
-                if given and len(given) != depth:
-                    errors.append(
-                        (
-                            f"{where}.{name}.{stack}",
-                            f"names {len(given)} teacher layers, but the {stack} calls {depth} "
-                            f"(model.{stack}_layers times model.{stack}_repeats)",
-                        )
-                    )
-        kinds = () if criterion.attention is None else criterion.attention.kinds
-        for kind in (each for each in kinds if each not in self.model.attention_maps):
-            message = f"{kind} has no attention maps in the layers of this model"
-            errors.append((f"{where}.attention.kinds", message))
-        if criterion.hidden is not None and self.model.state_width is None:
-            message = f"model.name {self.model.name} returns no hidden states; use null"
-            errors.append((f"{where}.hidden", message))
-        return errors
-
-    def _weight_errors(self) -> list[tuple[str, str]]:
-        criterion, moe = self.criterion, self.model.moe
-        if not isinstance(criterion, ModelAndBaseConfig):
-            return []
-        there_are = (BASE, *(moe.losses if moe is not None else ()))
-        if any(criterion.loss_weights.get(name, 1.0) for name in there_are):
-            return []
-        return [
-            (
-                "criterion.loss_weights",
-                f"the weights of all losses of this model ({', '.join(there_are)}) are 0 or null, "
-                "so nothing is learned; set one above 0",
             )
         ]
 

@@ -3,14 +3,17 @@
 Counted as in PaLM (Chowdhery et al. 2022, appendix B): 2 per weight and token forward, twice that
 backward, and products of queries, keys and values in full, masked ones included. What is computed a
 second time (activation checkpointing) and padding do not count. Of experts, those that a token
-chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given. Of a
-convolution, the tokens under a kernel count, not the zeros of its bands.
+chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given. In
+dilated attention, texts count as one segment where segments are as long as `max_positions`, and as
+many whole ones where they are shorter. Of a convolution, the tokens under a kernel count, not the
+zeros of its bands.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """
 
 from __future__ import annotations
 
+from ds_seq.config.model.dilated import DilatedConfig
 from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import Flops, OtherModel
@@ -62,6 +65,11 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
             pairs[stack] = model.calls_of(stack) * pair
         elif not model.has_self_attention(stack):
             pairs[stack] = 0
+        dilated = model.dilated_of(stack)
+        if dilated is not None:
+            keys, share = _seen(model, dilated)
+            own[stack] += round(pairs[stack] / 2 * keys)
+            pairs[stack] = round(pairs[stack] * share)
     sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
     moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
     if heads["cross"]:
@@ -93,6 +101,20 @@ def _retained(
         return 0, 2 * pair
     states = 2 * model.d_model * values // retention.heads(model.num_heads)
     return retention.chunk_size * pair + states * (1 if causal else 2), 0
+
+
+def _seen(model: TransformerConfig, dilated: DilatedConfig) -> tuple[float, float]:
+    """Return how many keys a query and head see on average, and which share of all tokens.
+
+    Of a segment of w tokens, a head uses w / r tokens as queries, and as many as keys.
+    """
+    keys = share = 0.0
+    for segment, dilation in dilated.segments:
+        if segment < model.max_positions:
+            keys += segment / dilation**2
+        else:
+            share += 1 / dilation**2
+    return keys, share
 
 
 def _heads(model: TransformerConfig, kind: AttentionKind) -> int:

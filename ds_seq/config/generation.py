@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -99,6 +99,11 @@ class GenerationConfig(Config):
         le=2**32 - 1,
         description="Seed of sampling; results do not depend on the batches or the number of "
         "processes.",
+    )
+    expert: PositiveInt | Literal["all"] = Field(
+        default=1,
+        description="Expert that translates, from 1, of a model trained with criterion `hard_em`; "
+        "`all`: one translation by each expert, in their order.",
     )
     max_tokens: PositiveInt = Field(
         default=8192,

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.criterion import (
-    AttentionConfig,
     CrossEntropyConfig,
-    DistillationConfig,
-    HiddenConfig,
+    HardEmConfig,
     MinimumRiskConfig,
     ModelAndBaseConfig,
 )
+from ds_seq.config.distillation import AttentionConfig, DistillationConfig, HiddenConfig
 from ds_seq.criterions.base import Criterion, Loss, PlainCriterion
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.distillation import Distillation
@@ -124,6 +123,21 @@ def _minimum_risk(
     )
 
 
+def _hard_em(
+    config: HardEmConfig,
+    teacher: Teacher | None,
+    tags: Collection[int],
+    generation: Generation | None,
+) -> Criterion:
+    # only where it is used
+    from ds_seq.criterions.hard_em import HardEm
+    from ds_seq.text.experts import expert_ids
+
+    assert generation is not None, "hard_em needs the vocabulary of the run"
+    starts = expert_ids(generation.tokenizer, config.experts)
+    return HardEm(starts, CrossEntropy(config.label_smoothing, config.smoothing))
+
+
 def _model_and_base(
     config: ModelAndBaseConfig,
     teacher: Teacher | None,
@@ -140,6 +154,7 @@ CRITERIONS: dict[str, _Build] = {
     "cross_entropy": _cross_entropy,
     "distillation": _distillation,
     "minimum_risk": _minimum_risk,
+    "hard_em": _hard_em,
     "model_and_base": _model_and_base,
 }
 
@@ -156,7 +171,7 @@ def build_criterion(
         config: criterion section of the experiment.
         teacher: teacher for distillation; other criterions ignore it.
         user_symbol_ids: ids of the language tags with which a source may start.
-        generation: what `minimum_risk` generates with; other criterions ignore it.
+        generation: search and vocabulary of the run, for `minimum_risk` and `hard_em`.
     """
     make = find_plugin("criterion", config.name, CRITERIONS)
     if isinstance(config, ExternalConfig):

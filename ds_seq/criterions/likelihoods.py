@@ -1,6 +1,6 @@
 """Log-likelihoods of single tokens, for losses that weight each of them differently.
 
-Shapes: N real target tokens, V vocabulary.
+Shapes: B targets, T target length, N real target tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ def token_likelihoods(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     nll, spread = _TokenLikelihoods.apply(logits, targets)  # type: ignore[no-untyped-call]
     return nll, spread
+
+
+def target_sums(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum values of real tokens (N,) over each target of a mask (B, T); returns (B,)."""
+    rows = torch.arange(len(mask), device=values.device)
+    rows = rows.repeat_interleave(mask.sum(1), output_size=len(values))
+    return values.new_zeros(len(mask)).index_add(0, rows, values)
 
 
 class _TokenLikelihoods(torch.autograd.Function):

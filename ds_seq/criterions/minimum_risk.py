@@ -27,9 +27,9 @@ from torch import Tensor
 from ds_seq.criterions.base import Criterion, Current, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy, smoothing_weights
 from ds_seq.criterions.generator import Generator
-from ds_seq.criterions.likelihoods import token_likelihoods
+from ds_seq.criterions.likelihoods import target_sums, token_likelihoods
 from ds_seq.data.batch import Batch, Candidates, Seq2SeqInputs
-from ds_seq.data.splitting import with_targets
+from ds_seq.data.splitting import real_rows, with_targets
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.scores.sentence_errors import Errors
@@ -90,7 +90,8 @@ class MinimumRiskTraining(Criterion):
                 "criterion.name: minimum_risk generates from the sources of an encoder-decoder, "
                 "and this task has other inputs; use another criterion"
             )
-        references = _rows(batch)
+        rows = real_rows(batch.labels, batch.mask, batch.num_sentences)
+        references = [row[:-1] for row in rows]
         found = self.generate(batch, current)
         if not references:
             return replace(batch, candidates=_no_candidates(batch))
@@ -127,7 +128,8 @@ class MinimumRiskTraining(Criterion):
         if given is None:
             return self.cross_entropy(output, batch)
         nll, spread = token_likelihoods(output.logits, batch.real_labels)
-        risk, error = self._risk(_row_sums(nll, batch).neg(), given)
+        mask = batch.mask[: len(given.sentence)]  # an empty batch has a row of padding
+        risk, error = self._risk(target_sums(nll, mask).neg(), given)
         total, parts = (
             (1.0 - self.ce_weight) * risk,
             {"risk": risk.detach(), "candidate_error": error},
@@ -136,10 +138,10 @@ class MinimumRiskTraining(Criterion):
             plain = self.cross_entropy
             vocab = output.logits.shape[1]
             a, b = smoothing_weights(plain.label_smoothing, vocab, plain.smoothing)
-            ce = (_row_sums(a * nll + b * spread, batch) * given.is_reference).sum()
+            ce = (target_sums(a * nll + b * spread, mask) * given.is_reference).sum()
             total = total + self.ce_weight * ce
             parts["ce"] = ce.detach()
-            parts["nll"] = (_row_sums(nll.detach(), batch) * given.is_reference).sum()
+            parts["nll"] = (target_sums(nll.detach(), mask) * given.is_reference).sum()
         return Loss(total, parts)
 
     def _risk(self, log_probs: Tensor, given: Candidates) -> tuple[Tensor, Tensor]:
@@ -178,27 +180,6 @@ def _batch_of(
     )
     framed = [[*each, symbols.eos] for each in ids]
     return replace(with_targets(batch, sentences, framed, symbols), candidates=candidates)
-
-
-def _rows(batch: Batch) -> list[list[int]]:
-    """Return the labels of each sentence without the end symbol."""
-    count = batch.num_sentences
-    lengths = batch.mask[:count].sum(1).tolist()
-    return [
-        row[: length - 1]
-        for row, length in zip(batch.labels[:count].tolist(), lengths, strict=True)
-    ]
-
-
-def _row_sums(values: Tensor, batch: Batch) -> Tensor:
-    """Sum values of tokens (N,) over each target (R,)."""
-    given = batch.candidates
-    assert given is not None
-    count = len(given.sentence)
-    lengths = batch.mask[:count].sum(1)
-    rows = torch.arange(count, device=values.device)
-    rows = rows.repeat_interleave(lengths, output_size=len(values))
-    return values.new_zeros(count).index_add(0, rows, values)
 
 
 def _no_candidates(batch: Batch) -> Candidates:

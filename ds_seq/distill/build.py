@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ds_seq.config.criterion import DistillationConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.criterions import matched_layers
 from ds_seq.distill.teacher import LiveTeacher, Loading, Student, load_teacher
 from ds_seq.names import Capture

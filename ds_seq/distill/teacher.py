@@ -244,6 +244,11 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
             "can only be distilled with one vocabulary. A student with another one can learn from "
             "translations of the teacher: ds-seq pseudo-label TEACHER --student EXPERIMENT"
         )
+    if run.card.experts:
+        raise UserError(
+            f"teacher {name}: is a mixture (criterion hard_em), whose words depend on its expert; "
+            "a student can learn from translations: ds-seq pseudo-label TEACHER"
+        )
     world_size, model = distributed.world_size(), run.model_config
     if world_size % expert_parallel:
         raise UserError(

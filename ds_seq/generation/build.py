@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -13,6 +14,7 @@ from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
+from ds_seq.search.experts import ExpertSearch
 from ds_seq.search.guides import Plain, SelectionMaker
 from ds_seq.search.prefix import Prefixes
 from ds_seq.search.sampling import Sampling
@@ -36,6 +38,7 @@ def build_decoding(
     max_positions: int,
     longest_source: int,
     num_best: int = 1,
+    experts: Sequence[int] = (),
 ) -> Decoding:
     """Build the search and the batch limits that a config describes.
 
@@ -46,16 +49,24 @@ def build_decoding(
         longest_source: most tokens of a source.
         num_best: number of hypotheses to return per sentence; at most the number that the search
             keeps.
+        experts: start symbol of each expert of a mixture; empty: the model is none.
+
+    Raises:
+        UserError: there is no such expert.
     """
     return Decoding(
         settings,
-        build_search(settings, symbols, max_positions, num_best),
+        build_search(settings, symbols, max_positions, num_best, experts),
         build_limits(settings, longest_source),
     )
 
 
 def build_search(
-    config: GenerationConfig, symbols: Symbols, max_positions: int, num_best: int = 1
+    config: GenerationConfig,
+    symbols: Symbols,
+    max_positions: int,
+    num_best: int = 1,
+    experts: Sequence[int] = (),
 ) -> BeamSearch:
     """Build the search that a config describes; see `build_decoding` for the arguments."""
     sampling = Sampling(
@@ -64,7 +75,7 @@ def build_search(
         epsilon=config.sampling_epsilon,
         seed=config.seed,
     )
-    return BeamSearch(
+    search = BeamSearch(
         symbols=symbols,
         beam=config.beam,
         length_penalty=config.length_penalty,
@@ -81,6 +92,22 @@ def build_search(
         num_best=num_best,
         guides=(Prefixes(common=symbols.opening),) if symbols.opening else (),
     )
+    return _by_experts(search, config.expert, experts)
+
+
+def _by_experts(
+    search: BeamSearch, expert: int | Literal["all"], starts: Sequence[int]
+) -> BeamSearch:
+    """Return the search of the chosen experts of a mixture, whose start symbols are given."""
+    if not starts and expert == 1:
+        return search
+    if expert == "all" and starts:
+        settings = {field.name: vars(search)[field.name] for field in fields(search)}
+        return ExpertSearch(**settings, starts=tuple(starts))
+    if expert == "all" or expert > len(starts):
+        there_are = f"the model has {len(starts)}" if starts else "the model is no mixture"
+        raise UserError(f"expert {expert}: {there_are} (criterion hard_em); choose another number")
+    return replace(search, symbols=replace(search.symbols, start=starts[expert - 1]))
 
 
 def _build_selection(config: GenerationConfig, end: int) -> SelectionMaker:

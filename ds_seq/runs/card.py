@@ -17,6 +17,7 @@ from ds_seq.data.origin import same_language
 from ds_seq.errors import UserError
 from ds_seq.models.protocol import TranslationModel
 from ds_seq.names import Precision
+from ds_seq.text.experts import expert_ids
 from ds_seq.text.lines import PairPath
 from ds_seq.text.tags import language_tags, tag_of
 from ds_seq.text.tokenizer import Tokenizers
@@ -68,6 +69,7 @@ class ModelCard:
         language_tags: the user symbols that are language tags; None: those that look like tags.
         tags_by_language: the tag of each target language, if training added it.
         test_tags: tags at the start of the sources of each text of the test split; empty: none.
+        experts: start symbols of the experts of a mixture; empty: the model is none.
     """
 
     name: str
@@ -86,6 +88,12 @@ class ModelCard:
     language_tags: tuple[str, ...] | None = None
     tags_by_language: Mapping[str, str] = field(default_factory=dict)
     test_tags: tuple[tuple[str, ...], ...] = ()
+    experts: tuple[str, ...] = ()
+
+    @property
+    def expert_ids(self) -> list[int]:
+        """Ids of `experts`."""
+        return expert_ids(self.tokenizers.target, self.experts) if self.experts else []
 
     @property
     def source_tags(self) -> dict[int, str]:
@@ -156,6 +164,7 @@ class ModelCard:
                 for _, entry in data.entries("test")
                 for _ in files_of(data, "test", entry)
             ),
+            experts=tuple(config.experts),
         )
 
     def can_read(self, languages: tuple[str, str]) -> bool:

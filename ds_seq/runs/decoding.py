@@ -28,8 +28,8 @@ def run_decoding(
     cards = [run.card for run in runs]
     max_positions = min(card.max_positions for card in cards)
     longest = min(card.longest_source for card in cards)
-    symbols = cards[0].tokenizers.symbols
-    return build_decoding(settings, symbols, max_positions, longest, num_best)
+    symbols, experts = cards[0].tokenizers.symbols, cards[0].expert_ids
+    return build_decoding(settings, symbols, max_positions, longest, num_best, experts)
 
 
 def run_translator(

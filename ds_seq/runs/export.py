@@ -23,7 +23,7 @@ from ds_seq.errors import UserError
 from ds_seq.names import ExportFormat
 from ds_seq.runs.card import StoredRun
 from ds_seq.runs.fewer_layers import KeptLayers
-from ds_seq.runs.formats.ctranslate2 import CTranslate2Converter
+from ds_seq.runs.formats.ctranslate2.converter import CTranslate2Converter
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
     CONFIG_HASH_KEY,
@@ -66,7 +66,7 @@ def export(
             `ds_seq.weights.packed`; or `ctranslate2` for a folder for that runtime, see
             `ds_seq.runs.formats.ctranslate2`; or `hf` for one that transformers opens, see
             `ds_seq.runs.formats.huggingface`.
-        merged: whether to merge low-rank changes into the weights, for `safetensors`.
+        merged: whether to merge low-rank changes into the weights, not for `bitnet`.
         only: parts to write instead of the whole model, see `ds_seq.runs.parts.write_part`.
         layers: the layers to write, for `safetensors`; None: all.
 
@@ -84,8 +84,11 @@ def export(
         )
     if form in ("ctranslate2", "hf"):
         stored = open_run(run, checkpoint)
-        folder = FolderExport(run, stored, stored.require_experiment(), form, out)
-        loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
+        config = stored.require_experiment()
+        config = _without_lora(run, config) if merged else config
+        folder = FolderExport(run, stored, config, form, out)
+        # rounded once, by the converter
+        loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"], merged=merged)
         return folder.write(loaded.model, dtype)
     if form == "bitnet":
         return _export_packed(run, out, checkpoint, dtype)
@@ -95,12 +98,16 @@ def export(
         run, checkpoint, dtype=DTYPES[dtype], merged=merged, parts=ModelParts(layers=layers)
     )
     config = loaded.require_experiment()
-    if merged:
-        if config.model.lora is None:
-            raise UserError(f"--merge-lora: {run} has no low-rank changes; leave it out")
-        model = config.model.model_copy(update={"lora": None})
-        config = config.model_copy(update={"model": model})
+    config = _without_lora(run, config) if merged else config
     return write_export(loaded.model, config, loaded.tokenizers, out)
+
+
+def _without_lora(run: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment of a model whose low-rank changes are merged into its weights."""
+    if config.model.lora is None:
+        raise UserError(f"--merge-lora: {run} has no low-rank changes; leave it out")
+    model = config.model.model_copy(update={"lora": None})
+    return config.model_copy(update={"model": model})
 
 
 def _export_part(run: Path, out: Path, checkpoint: str, only: Sequence[str]) -> Path:
@@ -143,6 +150,11 @@ class FolderExport:
     def __init__(
         self, run: Path, stored: StoredRun, config: ExperimentConfig, form: ExportFormat, out: Path
     ) -> None:
+        if config.experts:
+            raise UserError(
+                f"--format {form}: {run} is a mixture (criterion hard_em), whose experts are start "
+                "symbols; use --format safetensors"
+            )
         if out.suffix == EXPORT_SUFFIX:
             raise UserError(
                 f"--out {out}: --format {form} makes a folder; name it without {EXPORT_SUFFIX}"

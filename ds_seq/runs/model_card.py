@@ -14,25 +14,20 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.yaml_file import to_yaml
 from ds_seq.names import CONFIG_FILE, LOSS, METRICS_FILE, TEXT_METRICS, ExportFormat
 from ds_seq.runs.card import StoredRun
+from ds_seq.runs.formats.ctranslate2.usage import example
+from ds_seq.text.tokenizer import Tokenizers
 
 CARD_FILE = "README.md"
 _FILES = ("source", "target", "text", "tsv", "jsonl", "tmx", "xml", "folder")
 _VALID = "valid"
-_USE = {
-    "hf": """```python
+_USE = """```python
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 model = AutoModelForSeq2SeqLM.from_pretrained(FOLDER)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 rows = model.generate(**tokenizer(["..."], return_tensors="pt"))
 print(tokenizer.batch_decode(rows, skip_special_tokens=True))
-```""",
-    "ctranslate2": """```python
-import ctranslate2
-
-translator = ctranslate2.Translator(FOLDER)  # reads and writes pieces of the vocabulary
-```""",
-}
+```"""
 _LIBRARIES = {"hf": "transformers", "ctranslate2": "ctranslate2"}
 
 
@@ -50,7 +45,7 @@ def model_card(
         run: run folder, or export, of the model.
         stored: the model.
         form: format of the export, `hf` or `ctranslate2`.
-        check: how the export was compared with the run, a sentence; empty if it was not.
+        check: how the export was compared with the run, a sentence.
         params: number of parameters.
         changes: how the export differs from the model, a line each; if it does, the scores of the
             model are not its scores, and are left out.
@@ -69,10 +64,16 @@ def model_card(
         *_section("Model", [*_model(config, params), *(f"- {change}" for change in changes)]),
         *_section("Data", _data(config)),
         *_section("Scores", _listed(scores)),
-        *_section("Checks", [check] if check else []),
-        *_section("Use", [_USE[form].replace("FOLDER", json.dumps(config.name))]),
+        *_section("Checks", [check]),
+        *_section("Use", [_use(config, stored.tokenizers, form)]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _use(config: ExperimentConfig, tokenizers: Tokenizers, form: ExportFormat) -> str:
+    if form == "ctranslate2":
+        return f"```python\n{example(tokenizers, config.name)}\n```"
+    return _USE.replace("FOLDER", json.dumps(config.name))
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

@@ -279,11 +279,22 @@ def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
         return
     old, new = _meaning(theirs), _meaning(ours)
     for key in ours.shapeless if isinstance(ours, OtherModel) else _SHAPELESS:
-        if old[key] != new[key] and (key, old[key]) not in _STARTING_POINTS:
+        is_start = (key, old[key]) in _STARTING_POINTS or _begins_dilated(key, theirs, ours)
+        if old[key] != new[key] and not is_start:
             raise UserError(
                 f"train.init_from: {run} has model.{key} {old[key]}, the experiment {new[key]}; "
                 "use the former, with which its weights were trained"
             )
+
+
+def _begins_dilated(key: str, theirs: ModelConfig, ours: ModelConfig) -> bool:
+    """Return whether a stack begins dilated attention with the maps of attention of any kind."""
+    if isinstance(theirs, OtherModel) or isinstance(ours, OtherModel):
+        return False  # they have no mixers
+    return any(
+        key == f"{stack}_mixer" and ours.dilated_of(stack) and theirs.has_self_attention(stack)
+        for stack in STACKS
+    )
 
 
 def _meaning(model: ModelConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import CorporaDataset
 from ds_seq.data.expected import raw_files
 from ds_seq.data.node_share import NodeShare
-from ds_seq.data.source import Dataset, untagged_rows
+from ds_seq.data.source import ChangingDataset, Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
 from ds_seq.data.text import TextDataset
 from ds_seq.distributed import World
@@ -102,7 +102,10 @@ def train_batches(
     sampler = train_sampler(config, dataset, world.rank, world.size)
     if share is not None:
         sampler = sampler.shared(share)
-    mix = build_mix(config.data, train.seed, dataset, sampler)
+    mix, in_epoch = None, None
+    if isinstance(dataset, ChangingDataset):
+        mix = build_mix(config.data, train.seed, dataset, sampler)
+        in_epoch = collate_in(task, dataset, train.seed)
     return BatchStream(
         partial(task.collate, dataset),
         sampler,
@@ -110,7 +113,7 @@ def train_batches(
         pin=world.device.type == "cuda",
         max_epochs=train.max_epochs,
         mix=mix,
-        collate_in=collate_in(task, dataset, train.seed),
+        collate_in=in_epoch,
     )
 
 

@@ -36,6 +36,7 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
+from ds_seq.text.experts import expert_ids
 from ds_seq.training.batch_ids import pair_numbers
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import Engine
@@ -229,7 +230,7 @@ def _build(
         model, start_notes = build_start(setup, task, world, teacher)
         is_auto = config.train.max_tokens == "auto"
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
-        criterion = criterion_of(config, task, teacher)
+        criterion = criterion_of(config, task, teacher, train_set)
         names = [] if config.train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
         ends = config.data.mixing.stage_metrics
@@ -288,7 +289,11 @@ def _scorer(
     """Return the scorer of the validation split, which decodes as `generate` does, or None."""
     positions = config.model.max_positions
     _, search, limits = build_decoding(
-        config.generation, task.symbols, positions, config.longest_source
+        config.generation,
+        task.symbols,
+        positions,
+        config.longest_source,
+        experts=expert_ids(task.tokenizers.target, config.experts) if config.experts else (),
     )
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(

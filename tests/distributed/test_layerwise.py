@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.config.criterion import AttentionConfig, HiddenConfig
+from ds_seq.config.distillation import AttentionConfig, HiddenConfig
 from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.criterions import attention_term, hidden_term
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.commands.teacher_cache import main
-from ds_seq.config.criterion import DistillationConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.distill.build import build_teacher
 from ds_seq.models.build import build_seq2seq

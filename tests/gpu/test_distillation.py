@@ -7,12 +7,13 @@ from typing import get_args
 import pytest
 import torch
 
-from ds_seq.config.criterion import DistillationConfig, Divergence, Strategy
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.batch import Batch, TopTokens
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
+from ds_seq.names import Divergence, Strategy
 from tests.distributed import spine
 
 pytestmark = pytest.mark.gpu

@@ -8,11 +8,11 @@ from typing import get_args
 import pytest
 import torch
 
-from ds_seq.config.criterion import Divergence, Smoothing
 from ds_seq.criterions import cross_entropy as module
 from ds_seq.criterions.cross_entropy import cross_entropy, smoothed_cross_entropy
 from ds_seq.criterions.token_loss import TokenTargets, token_loss
 from ds_seq.data.batch import TopTokens
+from ds_seq.names import Divergence, Smoothing
 from tests.unit.criterions.made import distil
 
 pytestmark = pytest.mark.gpu

@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 
 import pytest
 
-from ds_seq.config.criterion import Strategy
+from ds_seq.names import Strategy
 from tests.data.toy import toy_pairs
 from tests.system.forked import command, train
 from tests.system.runs import Lab, records

@@ -21,6 +21,7 @@ GUIDES = tuple(
         "CRITERIONS",
         "DISTILLATION",
         "EXPERTS",
+        "LONG_INPUTS",
         "PRETRAINING",
         "RETENTION",
         "SUMMARIZATION",

@@ -16,10 +16,9 @@ from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.config.model.convolution import AnyConvolutionConfig
 from ds_seq.config.model.positions import RotaryConfig, XPosConfig
 from ds_seq.config.model.retention import RetentionConfig
-from ds_seq.names import GATED_ACTIVATIONS, Stack
+from ds_seq.names import BIASED_POSITIONS, GATED_ACTIVATIONS, Stack
 
 _FLOAT, _INDEX = 4, 8  # bytes of statistics of norms and routers, and of row numbers
-_BIASED = ("alibi", "buckets")
 _TURNED = ("rotary", "xpos")
 # tensors as wide as the inner layer that plain activations keep: input, output
 _PLAIN = {"relu": 1}
@@ -165,8 +164,9 @@ class _Counter:
             kept += (d + 2 * kv) * w  # what the map returned: one tensor, with parts as views
         if model.query_key_norm or is_turned:
             kept += self._moved(is_shared)
-            if self._turns_neighbors and not model.query_key_norm:
-                kept -= d * w  # the order of the heads stays as it was
+            keeps_order = self._turns_neighbors and not model.query_key_norm
+            if keeps_order or model.dilated_of(stack) is not None:
+                kept -= d * w  # the attended values lie in memory as merged heads do
         if model.query_key_norm:
             kept += self._statistics(model.num_heads + self._kv_heads)
         if model.has_inner_norms:
@@ -243,15 +243,15 @@ class _Counter:
         """Return what a layer keeps per pair of tokens: biases, and maps if weights are dropped."""
         model, batch = self._model, self._batch
         square = batch.length**2
-        if not model.has_self_attention(stack):
+        if not model.has_pairs(stack):
             dropped = stack == "decoder" and model.attention_dropout
             maps = _DROPPED_MAPS if dropped and not self._device.fuses_dropout else 0
             return maps * batch.sentences * model.num_heads * square * self._w
-        heads = model.num_heads if model.positions.name in _BIASED else 1
+        heads = model.num_heads if model.positions.name in BIASED_POSITIONS else 1
         kept = 0.0
         if model.attention_window is not None and batch.length >= _FEWEST_BLOCKS * self._block:
             return batch.tokens * self._blocks(stack, model.attention_window)
-        if model.positions.name in _BIASED or model.attention_window is not None:
+        if model.positions.name in BIASED_POSITIONS or model.attention_window is not None:
             # the mask of padding makes it one per sentence; in a decoder there is none
             times = batch.sentences if stack == "encoder" and self._device.pads else 1
             if self._device.pads or stack == "decoder":

@@ -13,6 +13,7 @@ from ds_seq.config.model.convolution import (
     DynamicConvolutionConfig,
     LightweightConvolutionConfig,
 )
+from ds_seq.config.model.dilated import DilatedConfig
 from ds_seq.config.model.heads import HeadCounts, PrunedHeadsConfig
 from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.retention import RetentionConfig
@@ -31,6 +32,7 @@ class AttentionMixerConfig(NamedConfig):
 
 MixerConfig = Annotated[
     Annotated[AttentionMixerConfig, Tag("attention")]
+    | Annotated[DilatedConfig, Tag("dilated")]
     | Annotated[RetentionConfig, Tag("retention")]
     | Annotated[LightweightConvolutionConfig, Tag("lightweight_convolution")]
     | Annotated[DynamicConvolutionConfig, Tag("dynamic_convolution")],
@@ -92,13 +94,22 @@ class MixerFields(LinearFields):
         mixer = self.mixer_of(stack)
         return mixer if isinstance(mixer, RetentionConfig) else None
 
+    def dilated_of(self, stack: Stack) -> DilatedConfig | None:
+        """Return the dilated attention of a stack; None if it has another mixer."""
+        mixer = self.mixer_of(stack)
+        return mixer if isinstance(mixer, DilatedConfig) else None
+
     def convolution_of(self, stack: Stack) -> AnyConvolutionConfig | None:
         """Return the convolution of a stack; None if it has another mixer."""
         mixer = self.mixer_of(stack)
         return mixer if isinstance(mixer, AnyConvolutionConfig) else None
 
     def has_self_attention(self, stack: Stack) -> bool:
-        """Return whether the tokens of a stack attend to each other."""
+        """Return whether the tokens of a stack attend to each other, in segments or not."""
+        return isinstance(self.mixer_of(stack), AttentionMixerConfig | DilatedConfig)
+
+    def has_pairs(self, stack: Stack) -> bool:
+        """Return whether the self-attention of a stack computes scores of all pairs of tokens."""
         return isinstance(self.mixer_of(stack), AttentionMixerConfig)
 
     def self_mixer_errors(self, d_model: int, layers: Mapping[Stack, int]) -> list[tuple[str, str]]:
@@ -120,9 +131,9 @@ class MixerFields(LinearFields):
             if not attends and self.pruned_heads and any(getattr(self.pruned_heads, stack)):
                 message = f"there is no self-attention in this stack ({stack}_mixer: {mixer.name})"
                 errors.append((f"pruned_heads.{stack}", message))
-        if self.attention_window is not None and not any(map(self.has_self_attention, layers)):
-            message = "no stack has self-attention, and no other mixer a window; set it to null"
-            errors.append(("attention_window", message))
+        if self.attention_window is not None and not any(map(self.has_pairs, layers)):
+            message = "no stack has plain self-attention, and no other mixer a window; set it to "
+            errors.append(("attention_window", message + "null"))
         return errors
 
     def head_width(self, d_model: int) -> int:
@@ -162,7 +173,7 @@ class MixerFields(LinearFields):
     def mixer_weights(self, d_model: int, stack: Stack) -> int:
         """Return the weights of a layer's maps in mixers, without those that make kernels."""
         mixer, weights = self.mixer_of(stack), 0
-        if not isinstance(mixer, AttentionMixerConfig):
+        if isinstance(mixer, RetentionConfig | AnyConvolutionConfig):
             weights = mixer.size(d_model)[0]
         return self.attentions_of(stack) * self._attention_size(d_model)[0] + weights
 

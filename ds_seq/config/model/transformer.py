@@ -21,7 +21,7 @@ from ds_seq.config.model.presets import PresetFields
 from ds_seq.config.model.residual import ResidualFields
 from ds_seq.config.model.section import ModelSize
 from ds_seq.config.model.stack import StackFields
-from ds_seq.names import AttentionKind, LoraModule, Stack
+from ds_seq.names import BIASED_POSITIONS, AttentionKind, LoraModule, Stack
 
 
 # Fields are listed in the order of the bases, from the last to the first.
@@ -92,6 +92,11 @@ class TransformerConfig(TransformerFields):
 
     def _position_errors(self) -> list[tuple[str, str]]:
         name = self.positions.name
+        dilated = [stack for stack in self.stacks if self.dilated_of(stack)]
+        if dilated and name in BIASED_POSITIONS:
+            message = f"{name} is a bias of all pairs of tokens, which dilated attention "
+            message += f"({dilated[0]}_mixer) does not compute; use rotary, xpos, sinusoidal, "
+            return [("positions", message + "learned or none")]
         if any(map(self.has_self_attention, self.stacks)):
             return self.positions.errors(self.d_model, self.head_width(self.d_model))
         if not any(map(self.convolution_of, self.stacks)):

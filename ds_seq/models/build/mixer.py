@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.model.convolution import AnyConvolutionConfig
 from ds_seq.config.model.retention import RetentionConfig
@@ -27,7 +30,7 @@ def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
     if cfg.has_inner_norms:
         width = cfg.num_heads * cfg.head_width(cfg.d_model)
         norms = norms._replace(output=make_norm(cfg, width, sets))
-    return SelfAttention(
+    return _attention_class(cfg, stack)(
         cfg.d_model,
         cfg.num_heads,
         cfg.attention_dropout,
@@ -39,6 +42,15 @@ def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
         cfg.head_dim,
         cfg.kept_heads(stack, layer),
     )
+
+
+def _attention_class(cfg: TransformerConfig, stack: Stack) -> Callable[..., SelfAttention]:
+    dilated = cfg.dilated_of(stack)
+    if dilated is None:
+        return SelfAttention
+    from ds_seq.modules.dilated import DilatedAttention  # only where it is used
+
+    return partial(DilatedAttention, segments=dilated.segments)
 
 
 def _make_retention(

@@ -31,7 +31,7 @@ def make_rotary(cfg: TransformerConfig, causal: bool) -> RotaryPositions | None:
 
 def make_bias(cfg: TransformerConfig, stack: Stack) -> nn.Module | None:
     """Make the bias by distance of the scores of a stack's self-attentions, if any."""
-    if not cfg.has_self_attention(stack):
+    if not cfg.has_pairs(stack):
         return None
     causal = stack == "decoder"
     make = POSITIONS[cfg.positions.name].bias

@@ -23,7 +23,7 @@ def _of(**fields: Any) -> dict[str, Any]:
     ("fields", "words"),
     [
         ({**BOTH, "positions": "rotary"}, "positions: rotary is part of self-attention"),
-        ({**BOTH, "attention_window": 4}, "attention_window: no stack has self-attention"),
+        ({**BOTH, "attention_window": 4}, "attention_window: no stack has plain self-attention"),
         (_of(num_heads=3), "decoder_mixer.num_heads: 3 does not divide the 512 channels"),
         (_of(width=500), "decoder_mixer.num_heads: 8 does not divide the 500 channels"),
         (_of(kernel_sizes=[3, 5]), "kernel_sizes: has 2 sizes for 6 layers; give one for each"),

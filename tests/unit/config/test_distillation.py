@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ds_seq.config.criterion import DistillationConfig
+from ds_seq.config.distillation import DistillationConfig
 from tests.unit.config.fixture_types import MakeConfig
 
 

@@ -156,14 +156,26 @@ def test_no_loss_weights_can_be_written_in_three_ways(make: MakeConfig, nothing:
 def test_plugin_names_are_the_union_tags() -> None:
     names = plugin_names()
     assert names["optimizer"] == {"adam", "adamw", "adafactor", "sgd"}
+    assert names["criterion"] == {
+        "cross_entropy",
+        "distillation",
+        "minimum_risk",
+        "hard_em",
+        "model_and_base",
+    }
     assert names["task"] == {
         "translation",
         "denoising",
         "language_modeling",
         "masked_language_modeling",
     }
-    assert names["criterion"] == {"cross_entropy", "distillation", "minimum_risk", "model_and_base"}
-    assert names["model"] == {"transformer", "huggingface", "decoder_only", "encoder_only"}
+    assert names["model"] == {
+        "transformer",
+        "convolutional",
+        "huggingface",
+        "decoder_only",
+        "encoder_only",
+    }
     assert "external" not in set().union(*names.values())
 
 
@@ -172,3 +184,21 @@ def test_world_size_must_be_a_multiple_of_expert_parallel() -> None:
     check_world(train, 8)
     with pytest.raises(UserError, match=r"train\.expert_parallel: 4 does not divide .* 6"):
         check_world(train, 6)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "expert", "said"),
+    [
+        (["<a>", "<b>"], 3, "generation.expert: 3: the model has 2 experts"),
+        (["<a>", "<b>"], "all", "generation.expert: all: the model has 2 experts"),
+        (["<a>"], 1, "criterion.experts: <b> is not one of data.vocab.user_symbols"),
+    ],
+)
+def test_experts_of_a_mixture_exist(
+    make: MakeConfig, minimal: dict[str, Any], symbols: list[str], expert: Any, said: str
+) -> None:
+    criterion = {"name": "hard_em", "experts": ["<a>", "<b>"]}
+    data = {**minimal["data"], "vocab": {"user_symbols": symbols}}
+    with pytest.raises(ValidationError) as refused:
+        make(criterion=criterion, data=data, generation={"expert": expert})
+    assert said.split(": ", 1)[1] in str(refused.value)

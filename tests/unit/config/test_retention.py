@@ -21,7 +21,7 @@ ALONE = {**BOTH, "positions": "none"}
     [
         (BOTH, "positions: no stack has self-attention"),
         ({**BOTH, "positions": "rotary"}, "positions: no stack has self-attention"),
-        ({**ALONE, "attention_window": 4}, "attention_window: no stack has self-attention"),
+        ({**ALONE, "attention_window": 4}, "attention_window: no stack has plain self-attention"),
         (
             {"decoder_mixer": {"name": "retention", "num_heads": 3}},
             "decoder_mixer.num_heads: 3 heads of a model of width 512 do not have",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ds_seq.config.criterion import DistillationConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.teacher import TeacherOutput

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.criterion import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
+from ds_seq.config.criterion import CrossEntropyConfig, ModelAndBaseConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy

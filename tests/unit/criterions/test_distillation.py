@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ds_seq.config.criterion import DistillationConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.criterions import attention_term, build_criterion, hidden_term
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.config.criterion import AttentionConfig, HiddenConfig
+from ds_seq.config.distillation import AttentionConfig, HiddenConfig
 from ds_seq.criterions import attention_term, hidden_term
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.data.batch import Batch, empty_seq2seq_batch

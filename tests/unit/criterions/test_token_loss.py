@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.config.criterion import Divergence, Smoothing
 from ds_seq.criterions import cross_entropy as module
 from ds_seq.criterions.cross_entropy import (
     cross_entropy,
@@ -24,6 +23,7 @@ from ds_seq.criterions.token_loss import (
     token_loss,
 )
 from ds_seq.data.batch import TopTokens
+from ds_seq.names import Divergence, Smoothing
 from tests.unit.criterions.made import CASES, PARTIAL, distil, top_tokens
 
 EVERY_OTHER = [0, 2, 3, 8, 12]  # of 13 rows

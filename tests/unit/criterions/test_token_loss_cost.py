@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.config.criterion import Divergence
 from ds_seq.criterions import cross_entropy as module
 from ds_seq.criterions.token_loss import Select, TokenTargets, token_loss
 from ds_seq.data.batch import TopTokens
+from ds_seq.names import Divergence
 from tests.unit.criterions.made import distil, peak_bytes, softmax_elements, top_tokens
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_seq.config.criterion import HiddenConfig
+from ds_seq.config.distillation import HiddenConfig
 from ds_seq.criterions import hidden_term
 from ds_seq.criterions.layerwise import hidden_loss
 from ds_seq.distill.projection import HiddenProjection, attach_projection, without_projection

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ds_seq.config.criterion import DistillationConfig
+from ds_seq.config.distillation import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.distill import teacher as teacher_module

@@ -22,6 +22,7 @@ VOCAB = 23
 MOE = {"num_experts": 4, "top_k": 2, "every": 1, "capacity_factor": None}
 YARN = {"name": "rotary", "scaling": "yarn", "factor": 4.0, "original_length": 16}
 RETENTION = {"name": "retention", "shortest_memory": 4.0}
+DILATED = {"name": "dilated", "segment_lengths": [2, 5, 40], "dilations": [1, 2, 3]}
 LIGHTWEIGHT = {"name": "lightweight_convolution", "kernel_sizes": [3]}
 DYNAMIC = {"name": "dynamic_convolution", "kernel_sizes": [2]}
 VALUES: dict[str, dict[str, Any]] = {
@@ -109,6 +110,26 @@ VALUES: dict[str, dict[str, Any]] = {
         "multiway": {"markers": {"a": 0, "b": 1}},
         "decoder_repeats": 2,
     },
+    "dilated": {"encoder_mixer": DILATED},
+    "dilated only": {
+        "encoder_mixer": {"name": "dilated", "segment_lengths": [3], "dilations": [1]},
+        "decoder_mixer": DILATED,
+        "positions": "xpos",
+        "num_kv_heads": 2,
+        "norm_position": "subln",
+    },
+    "dilated and more": {
+        "encoder_mixer": "retention",
+        "decoder_mixer": DILATED,
+        "query_key_norm": True,
+        "multiway": {"markers": {"a": 0, "b": 1}},
+    },
+    "changed dilated": {
+        "decoder_mixer": DILATED,
+        "pruned_heads": {"decoder": [[0], [1, 2]]},
+        "attention_window": 3,
+        "positions": "learned",
+    },
     "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
 }
 
@@ -126,6 +147,7 @@ def _away_from_the_start(model: Seq2SeqTransformer) -> None:
 ATTENTION_ALONE = {"rotary", "yarn", "xpos", "alibi", "none", "window", "window alibi"}
 ATTENTION_ALONE |= {"grouped queries", "one key head", "query norms", "retention"}
 ATTENTION_ALONE |= {"factorized", "three factors", "changed retention"}
+ATTENTION_ALONE |= {"dilated", "dilated only", "changed dilated"}
 ATTENTION_ALONE |= {"lightweight", "dynamic", "convolutions of sets"}
 
 
@@ -184,7 +206,7 @@ def test_each_value_makes_another_model(build, pairs, name):
 @pytest.mark.parametrize(
     "name",
     ["subln rms", "yarn", "xpos", "alibi", "buckets", "window alibi", "retention only"]
-    + ["convolutions"],
+    + ["convolutions", "dilated only"],
 )
 def test_half_precision_stays_near_single(build, pairs, name, dtype):
     model = build(num_heads=4, **VALUES[name]).eval()

@@ -21,6 +21,7 @@ VOCAB = 23
 MOE = {"num_experts": 2, "every": 1, "capacity_factor": None}
 _MAPS = ("query", "key", "value", "output", "up", "down")
 _LONGER = {"name": "rotary", "factor": 2.0}
+DILATED = {"name": "dilated", "segment_lengths": [2, 5], "dilations": [1, 2]}
 AXES: dict[str, dict[str, dict[str, Any]]] = {
     "norm": {"rms": {"norm": "rms"}},
     "norm_position": {
@@ -39,13 +40,13 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     | {"yarn": {"positions": {**_LONGER, "scaling": "yarn", "original_length": 16}}}
     | {"ntk": {"positions": {**_LONGER, "scaling": "ntk"}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
-    "encoder mixer": {
+    "mixer": {  # two mixers other than attention are in `test_axes.py`
         "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}},
-        "convolution before": {"encoder_mixer": {"name": "dynamic_convolution", "width": 8}},
-    },
-    "decoder mixer": {
         "retention": {"decoder_mixer": "retention"},
+        "convolution before": {"encoder_mixer": {"name": "dynamic_convolution", "width": 8}},
         "convolution": {"decoder_mixer": {"name": "lightweight_convolution", "glu": False}},
+        "dilated before": {"encoder_mixer": DILATED},
+        "dilated": {"encoder_mixer": DILATED, "decoder_mixer": DILATED},
     },
     "head width": {"head width": {"head_dim": 6}},
     "bias": {"no biases": {"linear_bias": False}},
@@ -89,7 +90,8 @@ _OTHER_ENCODERS = ("retention before", "convolution before")
 _LORA = ("lora", "stable")
 REFUSED = {
     "pruned": ("subln", "shared", "one", *_OTHER_ENCODERS, *_LORA),
-    "retention": ("retention before",),  # unless there are no positions, see `test_axes.py`
+    "dilated before": ("alibi", "buckets"),
+    "dilated": ("alibi", "buckets", "window"),
     **dict.fromkeys(("ternary", "binary", "multiway", "multiway encoder"), _LORA),
 }
 """Values that cannot go with others."""

@@ -18,6 +18,7 @@ from tests.tensor_memory import TensorMemory
 VOCAB, BATCH = 300, BatchShape(8, 32)
 SIZES = {"d_model": 64, "ffn_dim": 256, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2}
 EXPERTS = {"num_experts": 4, "top_k": 2, "capacity_factor": None}
+DILATED = {"name": "dilated", "segment_lengths": [8, 32], "dilations": [1, 4]}
 FEED_FORWARDS: tuple[dict[str, Any], ...] = (
     {"activation": "relu_squared"},
     {"activation": "gelu"},
@@ -50,6 +51,8 @@ CASES: tuple[dict[str, Any], ...] = (
         "decoder_mixer": {"name": "retention", "chunk_size": 8, "value_width": 96, "num_heads": 2},
         "positions": "none",
     },
+    {"encoder_mixer": DILATED, "decoder_mixer": DILATED, "attention_dropout": 0.1},
+    {"decoder_mixer": DILATED, "positions": "rotary", "num_kv_heads": 2},
     {
         "encoder_mixer": {"name": "lightweight_convolution", "weight_dropout": 0.1},
         "decoder_mixer": {"name": "dynamic_convolution", "input_dropout": 0.1, "width": 128},

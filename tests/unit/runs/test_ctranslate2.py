@@ -22,13 +22,17 @@ from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.plugins import trusting
 from ds_seq.runs.export import export
-from ds_seq.runs.formats import ctranslate2 as converter
-from ds_seq.runs.formats.ctranslate2 import EXPERIMENT_FILE
+from ds_seq.runs.formats.ctranslate2 import converter, support, values
+from ds_seq.runs.formats.ctranslate2.converter import EXPERIMENT_FILE
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.batches import score
 from tests.unit.runs.made import experiment, write_run
 
-VARIANTS = {
+T5 = {
+    "norm": "rms", "norm_position": "pre", "positions": "buckets", "linear_bias": False,
+    "embedding_scale": False,
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
     "post norm": {},
     "pre norm": {"norm_position": "pre"},
     "gelu": {"activation": "gelu", "norm_position": "pre"},
@@ -37,7 +41,31 @@ VARIANTS = {
     "rotary": {"positions": "rotary", "norm_position": "pre"},
     "untied": {"share_embeddings": "none", "encoder_layers": 1},
     "decoder tied": {"share_embeddings": "decoder", "decoder_layers": 3, "num_heads": 4},
+    "T5": {**T5, "activation": "geglu_tanh", "head_dim": 6, "share_embeddings": "inputs"},
+    "deepnorm": {"norm_position": "deepnorm", "activation": "glu"},
+    "no positions": {"positions": "none", "num_heads": 4, "num_kv_heads": 2},
+    "stretched": {"positions": {"name": "rotary", "scaling": "linear", "factor": 4.0}},
+    "other base": {"positions": {"name": "rotary", "theta": 500.0, "interleaved": True}},
+    "embedding norm": {"embedding_norm": True, "embedding_scale": False, "output_bias": True},
+    "factorized": {"embedding_dim": 8, "encoder_repeats": 2, "decoder_repeats": 3},
+    "factorized, untied": {"embedding_dim": 8, "share_embeddings": "none", "output_bias": True},
 }
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "moe": ({"moe": {"num_experts": 2, "every": 2}}, "experts .*--merge-experts"),
+    "name": ({"name": "package.module:Model"}, "'package.module:Model'"),
+    "encoder_mixer": ({"encoder_mixer": "retention", "positions": "learned"}, "'retention'"),
+    "decoder_mixer": ({"decoder_mixer": "dynamic_convolution"}, "'dynamic_convolution'"),
+    "positions": ({"positions": "alibi"}, "'alibi'"),
+    "positions.scaling": (
+        {"positions": {"name": "rotary", "scaling": "ntk", "factor": 2.0}}, "'ntk'",
+    ),
+    "norm_position": ({"norm_position": "subln"}, "'subln'"),
+    "activation": ({"activation": "relu_squared"}, "'relu_squared'"),
+    "query_key_norm": ({"query_key_norm": True}, "query_key_norm"),
+    "attention_window": ({"attention_window": 4}, "attention_window 4"),
+    "linear": ({"linear": "bitnet"}, "'bitnet'"),
+    "lora": ({"lora": {"rank": 2}}, "lora; merge it with --merge-lora"),
+}  # fmt: skip
 SENTENCES = ["the small house", "a dog and a cat", "the"]
 EOS = 2
 CLOSE = {"atol": 5e-5, "rtol": 1e-5}
@@ -98,11 +126,20 @@ def test_scores_are_ours(
         torch.testing.assert_close(theirs, ours, **CLOSE)
 
 
-@pytest.mark.parametrize("section", VARIANTS.values(), ids=VARIANTS)
+def test_low_rank_changes_can_be_merged(vocab: SentencePieceTokenizer, tmp_path: Path) -> None:
+    model, run = made(tmp_path, vocab, {"lora": {"rank": 2}})
+    words = [str(run), "--out", str(tmp_path / "out"), "--format", "ctranslate2", "--merge-lora"]
+    assert main(words) == 0
+    found = scores(opened(tmp_path / "out"), vocab)
+    for theirs, ours in zip(found, our_scores(model, vocab), strict=True):
+        torch.testing.assert_close(theirs, ours, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["post norm", "rotary", "T5"])
 def test_what_it_finds_step_by_step_scores_as_much_here(
-    section: dict[str, Any], vocab: SentencePieceTokenizer, tmp_path: Path
+    name: str, vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
-    model, run = made(tmp_path, vocab, section)
+    model, run = made(tmp_path, vocab, VARIANTS[name])
     export(run, tmp_path / "out", "best", form="ctranslate2")
     ids_of = {piece: i for i, piece in enumerate(vocab.pieces(range(len(vocab))))}
     sources = vocab.encode_lines(SENTENCES)
@@ -146,20 +183,42 @@ def test_half_precision_is_half_the_size(
         torch.testing.assert_close(theirs, ours, atol=0.5, rtol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("section", "out", "message"),
-    [
-        ({"moe": {"num_experts": 2, "every": 2}}, "out", "model.moe: .*--format safetensors"),
-        ({"name": "package.module:Model"}, "out", "model.name: CTranslate2 has no 'pack"),
-        ({}, "out.safetensors", "out.safetensors: --format ctranslate2 makes a folder"),
-    ],
-)
+@pytest.mark.parametrize(("key", "case"), REFUSED.items(), ids=REFUSED)
 def test_what_it_cannot_be_is_refused_before_loading(
-    section: dict[str, Any], out: str, message: str, vocab: SentencePieceTokenizer, tmp_path: Path
+    key: str, case: tuple[dict[str, Any], str], vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
-    run = write_run(tmp_path / "run", experiment(section), vocab, {1: nn.Linear(1, 1)})
-    with trusting(["package.module:Model"]), pytest.raises(UserError, match=message):
-        export(run, tmp_path / out, "best", form="ctranslate2")
+    section, what = case
+    with trusting(["package.module:Model"]):
+        run = write_run(tmp_path / "run", experiment(section), vocab, {1: nn.Linear(1, 1)})
+        with pytest.raises(UserError, match=rf"^model\.{key}: CTranslate2 has no {what}") as error:
+            export(run, tmp_path / "out", "best", form="ctranslate2")
+    assert "--format safetensors" in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_it_is_no_file(vocab: SentencePieceTokenizer, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", experiment({}), vocab, {1: nn.Linear(1, 1)})
+    with pytest.raises(UserError, match="out.safetensors: --format ctranslate2 makes a folder"):
+        export(run, tmp_path / "out.safetensors", "best", form="ctranslate2")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+FAULTS: dict[str, Any] = {
+    "linear": lambda spec, part, divisor=1.0: values.linear(spec, part, divisor * 1.01),
+    "position_rows": lambda *options: values.position_rows(*options).roll(1, 0),
+}
+
+
+@pytest.mark.parametrize("part", FAULTS)
+def test_a_folder_that_computes_something_else_is_not_kept(
+    part: str, vocab: SentencePieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps that are one percent smaller, or positions that are one off."""
+    _, run = made(tmp_path, vocab, {})
+    monkeypatch.setattr(converter, part, FAULTS[part])
+    with pytest.raises(UserError, match="computes something else than the run: log-prob") as error:
+        export(run, tmp_path / "out", "best", form="ctranslate2")
+    assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -169,8 +228,8 @@ def test_what_it_does_not_list_is_refused(
 ) -> None:
     """So a new kind of an axis is never left out of the translation in silence."""
     run = write_run(tmp_path / "run", experiment({}), vocab, {1: nn.Linear(1, 1)})
-    tables = {"activation": "_ACTIVATIONS", "norm": "_NORMS", "norm_position": "_NORM_POSITIONS"}
-    monkeypatch.setattr(converter, tables.get(axis, "_POSITIONS"), frozenset())
+    tables = {"activation": "ACTIVATIONS", "norm": "NORMS", "norm_position": "NORM_POSITIONS"}
+    monkeypatch.setattr(support, tables.get(axis, "POSITIONS"), frozenset())
     with pytest.raises(UserError, match=f"^model.{axis}: CTranslate2 has no '"):
         export(run, tmp_path / "out", "best", form="ctranslate2")
 

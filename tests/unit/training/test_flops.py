@@ -74,6 +74,21 @@ def test_operations_are_those_that_torch_counts(fields: dict[str, Any]) -> None:
     assert training.of(lengths) == forward + backward
 
 
+def test_of_dilated_attention_the_keys_of_its_segments_count() -> None:
+    """Torch also counts the scores that the backward pass computes again, as fused kernels do."""
+    segments = {"name": "dilated", "segment_lengths": [8, 32], "dilations": [1, 2]}
+    fields = {"decoder_mixer": segments, "max_positions": 32}
+    config = TransformerConfig(**{**SMALL, **fields})
+    forward, backward = _counted(config)
+    again = 2 * ROWS * 3 * 32 * ((TARGET // 8) * 8**2 + (TARGET // 2) ** 2)  # 3 layers
+    sums = (SOURCE, TARGET, SOURCE**2, TARGET**2, SOURCE * TARGET)
+    lengths = LengthSums(*(ROWS * each for each in sums))
+    expected, training = forward_flops(config, VOCAB), training_flops(config, VOCAB)
+    assert expected is not None and training is not None
+    assert expected.of(lengths) == forward
+    assert training.of(lengths) == forward + backward - again
+
+
 def test_of_a_convolution_the_tokens_under_a_kernel_count() -> None:
     """Torch also counts the zeros of the bands: for each token, those of a block but one."""
     fields = {
