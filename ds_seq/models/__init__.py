@@ -18,6 +18,13 @@ from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 __all__ = ["MODELS", "attach_adapters", "build_model", "merge_changes"]
 
 
+def _recurrent(*args: Any, **kwargs: Any) -> nn.Module:
+    """Build a recurrent model; its parts are imported only if there is one."""
+    from ds_seq.models.build.recurrent import build_recurrent
+
+    return build_recurrent(*args, **kwargs)
+
+
 def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
     """Build a convolutional model; its parts are imported only if there is one."""
     from ds_seq.models.build.convolutional import build_convolutional
@@ -39,6 +46,7 @@ def _encoder_only(*args: Any, **options: Any) -> nn.Module:
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "transformer": build_seq2seq,
+    "recurrent": _recurrent,
     "convolutional": _convolutional,
     "decoder_only": _decoder_only,
     "encoder_only": _encoder_only,

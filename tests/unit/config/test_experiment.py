@@ -171,6 +171,7 @@ def test_plugin_names_are_the_union_tags() -> None:
     }
     assert names["model"] == {
         "transformer",
+        "recurrent",
         "convolutional",
         "huggingface",
         "decoder_only",
