@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ds_seq.config.model.recurrent import RECURRENT_PRESETS
 from ds_seq.errors import UserError
+from ds_seq.names import LSTM_PARAMETERS
 from ds_seq.runs.formats.imported import Entry
 
 ARCHITECTURES = tuple(RECURRENT_PRESETS)
-_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _VERSIONS = ("encoder.version", "decoder.version")
 _NUMBERS = {
@@ -182,7 +182,7 @@ class RecurrentReference:
         for token in target:
             x = torch.cat([state["decoder.embed_tokens.weight"][token], fed])
             for layer in range(len(hidden)):
-                weights = [state[f"decoder.layers.{layer}.{kind}"] for kind in _KINDS]
+                weights = [state[f"decoder.layers.{layer}.{kind}"] for kind in LSTM_PARAMETERS]
                 hidden[layer], cell[layer] = _cell(x, hidden[layer], cell[layer], weights)
                 x = hidden[layer]
             fed = x
@@ -203,7 +203,9 @@ class RecurrentReference:
             for suffix in ("", "_reverse"):
                 if f"encoder.lstm.weight_ih_l{layer}{suffix}" not in state:
                     continue
-                weights = [state[f"encoder.lstm.{kind}_l{layer}{suffix}"] for kind in _KINDS]
+                weights = [
+                    state[f"encoder.lstm.{kind}_l{layer}{suffix}"] for kind in LSTM_PARAMETERS
+                ]
                 h = c = torch.zeros_like(weights[1][0])
                 results = []
                 for x in reversed(inputs) if suffix else inputs:
