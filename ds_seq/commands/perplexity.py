@@ -70,7 +70,8 @@ def _block(args: argparse.Namespace, run: LoadedRun) -> tuple[int, int]:
 
 def _dataset(names: Sequence[str], run: LoadedRun, most: int, context: int) -> TextDataset:
     """Read text; each file is a text of its own."""
-    lines, parts = [], []
+    lines: list[str] = []
+    parts: list[Part] = []
     tokenizer = run.tokenizers.target
     for name in names:
         text = [tokenizer.normalize(line) for line in read_lines(name)]
