@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model import ConvolutionalConfig, ModelConfig, TransformerConfig
 from ds_seq.data.batch import Seq2SeqInputs
-from ds_seq.models import build_seq2seq
+from ds_seq.models import build_model
 from ds_seq.models.stack import Stack, SubLayer, TransformerLayer
 from ds_seq.modules.body import Context
 
@@ -47,6 +47,8 @@ class Part(NamedTuple):
     factor: float = 1.0
     skip: int = 0
     """Rows of theirs that are left out, of positions before the first."""
+    last_first: bool = False
+    """Whether their last dimension is our first, of kernels."""
 
 
 Names = dict[str, list[Part]]
@@ -86,19 +88,23 @@ def _decoder_alone(model: Any) -> nn.Module:
 
 
 def _joined(theirs: dict[str, Tensor], parts: list[Part], invert: bool) -> Tensor:
-    return torch.cat(
-        [
-            theirs[part.name][part.skip :] * (1.0 / part.factor if invert else part.factor)
-            for part in parts
-        ]
-    )
+    joined = []
+    for part in parts:
+        tensor = theirs[part.name][part.skip :]
+        tensor = tensor.movedim(-1, 0) if part.last_first else tensor
+        joined.append(tensor * (1.0 / part.factor if invert else part.factor))
+    return torch.cat(joined)
 
 
 def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float, float]:
     """Return the largest error of the outputs and of all gradients, relative to their largest."""
     section, names = cases[case]
-    cfg = TransformerConfig.model_validate({**_SIZES, **section})
-    model: Any = build_seq2seq(cfg, VOCAB, 1, 0, seed=1).double().eval()
+    cfg: ModelConfig
+    if section.get("name") == "convolutional":
+        cfg = ConvolutionalConfig.model_validate(section)
+    else:
+        cfg = TransformerConfig.model_validate({**_SIZES, **section})
+    model: Any = build_model(cfg, VOCAB, 1, 0, seed=1).double().eval()
     values, weights, gradients = (
         {
             name.removeprefix(f"{case}/{kind}/"): value
@@ -113,7 +119,9 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
     with torch.no_grad():
         for name, parameter in part.named_parameters():
             if name in names:
-                parameter.copy_(_joined(weights, names[name], invert=False).view_as(parameter))
+                parameter.copy_(
+                    _joined(weights, names[name], invert=False).reshape(parameter.shape)
+                )
             else:
                 assert name.endswith("bias"), f"{case}: {name} has no counterpart"
                 parameter.zero_()
@@ -135,7 +143,7 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
         found, expected = ours[name].grad, _joined(gradients, parts, invert=True)
         assert found is not None, name
         largest = max(largest, float(expected.abs().max()))
-        worst = max(worst, float((found - expected.view_as(found)).abs().max()))
+        worst = max(worst, float((found - expected.reshape(found.shape)).abs().max()))
     return error, worst / largest
 
 

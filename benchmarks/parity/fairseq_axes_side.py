@@ -44,10 +44,10 @@ CASES = {
 }
 
 
-def model_of(flags: str, arch: str = "transformer") -> nn.Module:
+def model_of(flags: str, arch: str = "transformer", sizes: str = _SIZES) -> nn.Module:
     """Return a model of this architecture with these flags, with weights drawn anew."""
     words = ["unused", "--cpu", "--task", "translation", "--arch", arch]
-    words += [*_SIZES.split(), *flags.split(), "--dropout", "0"]
+    words += [*sizes.split(), *flags.split(), "--dropout", "0"]
     words += ["--max-source-positions", str(MAX_POSITIONS)]
     words += ["--max-target-positions", str(MAX_POSITIONS)]
     arguments = options.parse_args_and_arch(options.get_training_parser(), input_args=words)

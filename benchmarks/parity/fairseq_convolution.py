@@ -1,6 +1,8 @@
-"""Lightweight and dynamic convolutions, compared with fairseq: outputs and gradients.
+"""Convolutions in Transformers, and models of gated convolutions: compared with fairseq.
 
-python benchmarks/parity/fairseq_convolution.py --python VENV/bin/python   # with fairseq-fixed
+    python benchmarks/parity/fairseq_convolution.py --python VENV/bin/python   # with fairseq-fixed
+
+Outputs and gradients of models with the same weights.
 """
 
 from __future__ import annotations
@@ -71,6 +73,64 @@ CASES: Cases = {
     "dynamic, pre-norm, no GLU": _case(_DYNAMIC | _PLAIN, _DYNAMIC | _PLAIN, is_pre=True),
     "lightweight, wide, no softmax": _case(
         _BARE | {"kernel_sizes": [5], "width": 48}, _BARE | {"kernel_sizes": [4, 31], "width": 16}
+    ),
+}
+
+
+def _normed(ours: str, theirs: str, is_kernel: bool = False) -> Names:
+    """Return the names of a map with weight norm."""
+    return {
+        f"{ours}.weight": [Part(f"{theirs}.weight_v", last_first=is_kernel)],
+        f"{ours}.length": [Part(f"{theirs}.weight_g")],
+        f"{ours}.bias": [Part(f"{theirs}.bias")],
+    }
+
+
+def _gated(
+    encoder: list[list[int]], decoder: list[list[int]], **fields: object
+) -> tuple[dict[str, object], Names]:
+    """Return the fields of a model of gated convolutions and where its weights come from."""
+    names: Names = {
+        f"{ours}.weight": [Part(f"{theirs}.weight")]
+        for ours, theirs in EMBEDDINGS["decoder"].items()
+    }
+    for stack, layers in (("encoder", encoder), ("decoder", decoder)):
+        table = Part(f"{stack}.embed_positions.weight", skip=FIRST_POSITION)
+        names[f"{stack}.positions.weight"] = [table]
+        names |= _normed(f"{stack}.input", f"{stack}.fc1")
+        names |= _normed(f"{stack}.output", f"{stack}.fc2")
+        before = layers[0][0]
+        for number, (channels, _) in enumerate(layers):
+            place = f"{stack}.layers.{number}"
+            kernels = f"{stack}.convolutions.{number}"
+            names |= _normed(f"{place}.convolution.map", kernels, is_kernel=True)
+            if channels != before:
+                names |= _normed(f"{place}.residual", f"{stack}.projections.{number}")
+            if stack == "decoder":
+                attention = f"{stack}.attention.{number}"
+                names |= _normed(f"{place}.attention.query", f"{attention}.in_projection")
+                names |= _normed(f"{place}.attention.output", f"{attention}.out_projection")
+            before = channels
+    if fields.get("share_embeddings") == "decoder":
+        names["target_embedding.bias"] = [Part("decoder.fc3.bias")]
+    else:
+        names |= _normed("output", "decoder.fc3")
+    section: dict[str, object] = {
+        "name": "convolutional",
+        "embedding_dim": 32,
+        "encoder_convolutions": encoder,
+        "decoder_convolutions": decoder,
+        "dropout": 0.0,
+        "max_positions": 64 - FIRST_POSITION,  # rows of the table there
+    }
+    return {**section, **fields}, names
+
+
+CASES = {
+    **CASES,
+    "fconv": _gated([[32, 3], [48, 4], [48, 1]], [[32, 3], [24, 2], [24, 1]], output_dim=16),
+    "fconv, shared": _gated(
+        [[48, 5]] * 2, [[32, 9]] * 2, output_dim=32, share_embeddings="decoder"
     ),
 }
 

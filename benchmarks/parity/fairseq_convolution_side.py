@@ -33,10 +33,23 @@ CASES = {
     ),
 }
 
+_WHOLE = "--encoder-embed-dim 32 --decoder-embed-dim 32"
+GATED = {
+    "fconv": (
+        f"{_WHOLE} --encoder-layers [(32,3),(48,4),(48,1)] --decoder-layers [(32,3),(24,2),(24,1)] "
+        "--decoder-out-embed-dim 16"
+    ),
+    "fconv, shared": (
+        f"{_WHOLE} --encoder-layers [(48,5)]*2 --decoder-layers [(32,9)]*2 "
+        "--decoder-out-embed-dim 32 --share-input-output-embed"
+    ),
+}
+
 
 def main(out: str) -> None:
     """Run all cases."""
     models = {case: model_of(f"{_SIZES} {flags}", "lightconv") for case, flags in CASES.items()}
+    models |= {case: model_of(flags, "fconv", "") for case, flags in GATED.items()}
     save_cases({case: (model, run(model)) for case, model in models.items()}, out)
     print(json.dumps({"fairseq-fixed": version("fairseq-fixed")}))
 

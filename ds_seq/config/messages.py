@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_core import ErrorDetails
 
 from ds_seq.config import wording
 from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors, shown
@@ -182,9 +182,8 @@ def _hint(path: KeyPath, owner: type[Config]) -> str:
     if dotted(path) in elsewhere:
         if key == "options":
             return f"; only an external {path[-2]} (`package.module:Name`) takes options"
-        default = owner.model_fields["name"].default
-        is_external = default is PydanticUndefined
-        return f"; {'an external plug-in' if is_external else default} does not accept it"
+        names = get_args(owner.model_fields["name"].annotation)  # of one of ours, its name
+        return f"; {names[0] if names else 'an external plug-in'} does not accept it"
     if len(elsewhere) in (1, 2):
         return f"; it belongs to {' or '.join(elsewhere)}"
     equivalent = customary(key, dotted(path[:-1])) or OWNED.get(key)

@@ -18,6 +18,13 @@ from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 __all__ = ["MODELS", "attach_adapters", "build_model", "merge_changes"]
 
 
+def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
+    """Build a convolutional model; its parts are imported only if there is one."""
+    from ds_seq.models.build.convolutional import build_convolutional
+
+    return build_convolutional(*args, **kwargs)
+
+
 def _decoder_only(*args: Any, **options: Any) -> nn.Module:
     from ds_seq.models.build.decoder_only import build_decoder_only  # only where it is used
 
@@ -26,6 +33,7 @@ def _decoder_only(*args: Any, **options: Any) -> nn.Module:
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "transformer": build_seq2seq,
+    "convolutional": _convolutional,
     "decoder_only": _decoder_only,
 }
 
@@ -57,7 +65,8 @@ def build_model(
     source, target = (vocab, vocab) if isinstance(vocab, int) else vocab
     if source == target:
         return make(config, target, expert_parallel, expert_parallel_rank, seed)
-    if "source_vocab_size" not in inspect.signature(make).parameters:
+    known = config.name in MODELS  # all of ours take two sizes
+    if not known and "source_vocab_size" not in inspect.signature(make).parameters:
         raise UserError(
             f"model.name: {config.name} takes no source_vocab_size, but the vocabulary of the "
             f"source has {source:,} ids and that of the target {target:,}; give both one size, or "

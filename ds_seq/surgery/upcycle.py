@@ -289,6 +289,8 @@ def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
 
 def _begins_dilated(key: str, theirs: ModelConfig, ours: ModelConfig) -> bool:
     """Return whether a stack begins dilated attention with the maps of attention of any kind."""
+    if isinstance(theirs, OtherModel) or isinstance(ours, OtherModel):
+        return False  # they have no mixers
     return any(
         key == f"{stack}_mixer" and ours.dilated_of(stack) and theirs.has_self_attention(stack)
         for stack in STACKS

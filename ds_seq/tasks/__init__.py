@@ -42,11 +42,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     if data.long_pairs != "skip":
         from ds_seq.data.truncation import TruncatedSource
 
-        most = (data.max_source_length, data.max_target_length)
-        room = [limit - max(each) for limit, each in zip(most, numbers_of_tags(data), strict=True)]
-        more["cut"] = partial(
-            TruncatedSource, limits=[room[0], room[1] if data.long_pairs == "truncate" else None]
-        )
+        more["cut"] = partial(TruncatedSource, limits=cut_limits(data))
     return TranslationTask(
         data_dir=data.dir,
         tokenizers=tokenizers,
@@ -59,6 +55,16 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
         expected={split: expected_by_experiment(data, split) for split in SPLITS},
         **more,
     )
+
+
+def cut_limits(data: DataConfig) -> tuple[int | None, int | None]:
+    """Return at what lengths `data.long_pairs` cuts sources and targets; None: not at all."""
+    if data.long_pairs == "skip":
+        return None, None
+    sources, targets = map(max, numbers_of_tags(data))
+    most_target = data.max_target_length - targets
+    cuts_targets = data.long_pairs == "truncate"
+    return data.max_source_length - sources, most_target if cuts_targets else None
 
 
 def numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:

@@ -230,7 +230,7 @@ def _build(
         model, start_notes = build_start(setup, task, world, teacher)
         is_auto = config.train.max_tokens == "auto"
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
-        criterion = criterion_of(config, task, teacher)
+        criterion = criterion_of(config, task, teacher, train_set)
         names = [] if config.train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
         ends = config.data.mixing.stage_metrics

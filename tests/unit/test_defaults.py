@@ -41,6 +41,7 @@ OTHER_MEANINGS = {
     ("generation/translate.py", "workers"): "searches at a time; data.workers are processes",
     ("text/sentencepiece_training.py", "seed"): "of the sample of lines, which has no option",
     ("modules/bitlinear.py", "activation"): "as in modules/linear.py",
+    ("modules/weight_norm.py", "activation"): "as in modules/linear.py",
     ("modules/linear.py", "activation"): "fused into the product; no option has the value none",
     ("reports/moe_watch.py", "patience"): "updates an expert may be idle, not validations",
 }

@@ -4,6 +4,7 @@ It is a union tagged by `name`. A Transformer is composed of axes; the file of e
 fields, checks and parameter count. In an experiment file, all fields are in one flat section.
 """
 
+from ds_seq.config.model.convolutional import ConvolutionalConfig
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.router import ExternalRouterConfig
@@ -16,6 +17,7 @@ from ds_seq.config.model.union import (
 )
 
 __all__ = [
+    "ConvolutionalConfig",
     "DecoderOnlyConfig",
     "ExternalModelConfig",
     "ExternalRouterConfig",

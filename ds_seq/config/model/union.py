@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from ds_seq.config.base import ExternalName, plugin_tag
+from ds_seq.config.model.convolutional import ConvolutionalConfig
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 from ds_seq.errors import UserError
@@ -53,6 +54,7 @@ ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[DecoderOnlyConfig, Tag("decoder_only")]
     | Annotated[HuggingFaceModelConfig, Tag("huggingface")]
+    | Annotated[ConvolutionalConfig, Tag("convolutional")]
     | Annotated[ExternalModelConfig, Tag("external")],
     Discriminator(plugin_tag("transformer")),
 ]

@@ -164,7 +164,7 @@ def test_plugin_names_are_the_union_tags() -> None:
         "model_and_base",
     }
     assert names["task"] == {"translation", "denoising", "language_modeling"}
-    assert names["model"] == {"transformer", "huggingface", "decoder_only"}
+    assert names["model"] == {"transformer", "convolutional", "huggingface", "decoder_only"}
     assert "external" not in set().union(*names.values())
 
 

@@ -1,0 +1,182 @@
+"""The encoder-decoder of gated convolutions: its options and its number of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ds_seq.config.base import FieldErrors, Probability
+from ds_seq.config.model.convolution import KernelSize
+from ds_seq.config.model.embedding import SharingFields
+from ds_seq.config.model.section import Flops, ModelSize, OtherModel
+from ds_seq.config.model.stack import Width
+from ds_seq.names import AttentionKind, EmbeddingSharing, Stack
+from ds_seq.plugins import nearest
+
+Layers = Annotated[
+    list[Annotated[list[KernelSize], Field(min_length=2, max_length=2)]],
+    Field(min_length=1, max_length=1000),
+]
+_SMALL, _RO = [[256, 3]], [[512, 3]] * 20
+_DE = [[512, 3]] * 9 + [[1024, 3]] * 4 + [[2048, 1]] * 2
+_FR = [[512, 3]] * 6 + [[768, 3]] * 4 + [[1024, 3]] * 3 + [[2048, 1], [4096, 1]]
+
+
+def _wmt(layers: list[list[int]]) -> dict[str, Any]:
+    return {
+        "embedding_dim": 768,
+        "output_dim": 512,
+        "encoder_convolutions": layers,
+        "decoder_convolutions": layers,
+    }
+
+
+CONVOLUTIONAL_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fconv": {},
+    "fconv_iwslt_de_en": {
+        "embedding_dim": 256,
+        "encoder_convolutions": _SMALL * 4,
+        "decoder_convolutions": _SMALL * 3,
+    },
+    "fconv_wmt_en_ro": {"output_dim": 512},
+    "fconv_wmt_en_de": _wmt(_DE),
+    "fconv_wmt_en_fr": _wmt(_FR),
+}
+"""Values of the architectures of fairseq; whether embeddings are shared is no part of them."""
+
+
+class ConvolutionalConfig(SharingFields, OtherModel):
+    """An encoder-decoder of gated convolutions with attention in each decoder layer (Gehring et al.
+    2017)."""
+
+    name: Literal["convolutional"] = Field(description="Selects this model.")
+    preset: str | None = Field(
+        default=None,
+        description="Architecture of fairseq for fields that are not given: "
+        + ", ".join(f"`{name}`" for name in CONVOLUTIONAL_PRESETS)
+        + ".",
+    )
+    embedding_dim: Width = Field(default=512, description="Width of embeddings and of attention.")
+    encoder_convolutions: Layers = Field(
+        default=_RO,
+        description="Layers of the encoder, each as `[channels, tokens under its kernel]`.",
+    )
+    decoder_convolutions: Layers = Field(
+        default=_RO, description="Layers of the decoder, as `encoder_convolutions`."
+    )
+    output_dim: Width = Field(
+        default=256, description="Width before the projection to the vocabulary."
+    )
+    share_embeddings: EmbeddingSharing = Field(
+        default="none",
+        description="Shared embedding tables: `none`; `decoder`, its input and output; `inputs` of "
+        "encoder and decoder; `all` three. A shared output needs `output_dim` to be "
+        "`embedding_dim`.",
+    )
+    weight_norm: bool = Field(
+        default=True,
+        description="Maps and convolutions have a length and a direction for each output, which "
+        "are learned apart (Salimans and Kingma 2016).",
+    )
+    dropout: Probability = Field(
+        default=0.1, description="Dropout on embeddings, and on the input of each layer."
+    )
+    max_positions: Width = Field(
+        default=1024, description="Longest sequence of either side, in tokens."
+    )
+
+    shapeless: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, section: Any) -> Any:
+        preset = section.get("preset") if isinstance(section, Mapping) else None
+        if not isinstance(preset, str) or preset not in CONVOLUTIONAL_PRESETS:
+            return section  # an unknown preset is reported by the field's own check
+        return {**CONVOLUTIONAL_PRESETS[preset], **section}
+
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, preset: str | None) -> str | None:
+        if preset is not None and preset not in CONVOLUTIONAL_PRESETS:
+            known = ", ".join(CONVOLUTIONAL_PRESETS)
+            meant = nearest(preset, list(CONVOLUTIONAL_PRESETS))
+            raise ValueError(
+                f"no preset {preset!r}{meant} of a convolutional model; there are {known}"
+            )
+        return preset
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> ConvolutionalConfig:
+        if self.shares_output and self.output_dim != self.embedding_dim:
+            message = f"{self.share_embeddings}, but embedding_dim is {self.embedding_dim} and "
+            message += f"output_dim {self.output_dim}; give both one width, or share less"
+            raise FieldErrors([("share_embeddings", message)])
+        return self
+
+    def convolutions_of(self, stack: Stack) -> list[tuple[int, int]]:
+        """Return channels and size of the kernel of each layer of `stack`."""
+        given = self.encoder_convolutions if stack == "encoder" else self.decoder_convolutions
+        return [(channels, size) for channels, size in given]
+
+    def layers_of(self, stack: Stack) -> int:
+        """Return the number of layers of `stack`."""
+        return len(self.convolutions_of(stack))
+
+    @property
+    def state_width(self) -> None:
+        """The states of its layers, which may be of different widths, are not returned."""
+        return None
+
+    @property
+    def attention_maps(self) -> tuple[AttentionKind, ...]:
+        """Each decoder layer attends to the source."""
+        return ("cross",)
+
+    def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
+        """Count the parameters without building the model."""
+        width = self.embedding_dim
+        tables = (
+            vocab_size if self.shares_inputs else vocab_size + (source_vocab_size or vocab_size)
+        )
+        total = tables * width + 2 * self.max_positions * width
+        total += sum(self._map_size(*sizes) for sizes in (*self._maps("encoder"), *self._decoder()))
+        total += vocab_size if self.shares_output else self._map_size(self.output_dim, vocab_size)
+        return ModelSize(total, total)
+
+    def forward_flops(self, vocab_size: int) -> Flops:
+        """Return the operations of a forward pass."""
+        target = sum(inputs * outputs for inputs, outputs in self._decoder())
+        return Flops(
+            2 * sum(inputs * outputs for inputs, outputs in self._maps("encoder")),
+            2 * (target + self.output_dim * vocab_size),
+            0,
+            0,
+            2 * 2 * self.embedding_dim * self.layers_of("decoder"),
+        )
+
+    def _map_size(self, inputs: int, outputs: int) -> int:
+        """Return the parameters of a map: weights, biases, and with `weight_norm` lengths."""
+        return outputs * (inputs + (2 if self.weight_norm else 1))
+
+    def _maps(self, stack: Stack) -> Sequence[tuple[int, int]]:
+        """Return inputs and outputs of the maps of a stack, without those of attention."""
+        layers, width = self.convolutions_of(stack), self.embedding_dim
+        before = layers[0][0]
+        maps = [(width, before)]
+        for channels, size in layers:
+            maps.append((size * before, 2 * channels))
+            if channels != before:
+                maps.append((before, channels))
+            before = channels
+        return [*maps, (before, width if stack == "encoder" else self.output_dim)]
+
+    def _decoder(self) -> Sequence[tuple[int, int]]:
+        """Return inputs and outputs of all maps of the decoder but that to the vocabulary."""
+        layers, width = self.convolutions_of("decoder"), self.embedding_dim
+        attention = [
+            pair for channels, _ in layers for pair in ((channels, width), (width, channels))
+        ]
+        return [*self._maps("decoder"), *attention]
