@@ -47,7 +47,7 @@ class _LineTranslator:
 
     Attributes:
         translator: reads and translates.
-        aligner: aligns translations with the source; None for a language model.
+        aligner: aligns translations with the source; None for a model without attention to it.
         width: width of the screen in columns.
     """
 
@@ -70,9 +70,8 @@ class _LineTranslator:
         plan, search = reading.plan, translator.search
         (batch,) = search_plan(translator.model, plan, search, translator.device)
         (result,) = batch if self.aligner is None else self.aligner(batch)
-        write = LineWriter(
-            translator.form, translator.tokenizers, reading.lines, align=self.aligner is not None
-        )
+        aligns = self.aligner is not None
+        write = LineWriter(translator.form, translator.tokenizers, reading.lines, align=aligns)
         rows = []
         if result.cut:
             rows.append(
@@ -83,9 +82,7 @@ class _LineTranslator:
             rows.append(f"({untagged_message(translator.tags or {}, 'begins')})")
         for hypothesis in result.hypotheses:
             rows.append(f"{hypothesis.score:8.4f}  {write.text(0, hypothesis)}")
-        if self.aligner is None:
-            return rows
-        return [*rows, "", *self._words(write, result.hypotheses[0])]
+        return [*rows, "", *self._words(write, result.hypotheses[0])] if aligns else rows
 
     def _words(self, write: LineWriter, best: Hypothesis) -> Iterator[str]:
         """Yield rows with the words of a translation above the source words they attend to."""
@@ -173,7 +170,8 @@ def _load(args: argparse.Namespace) -> _LineTranslator:
     aligner = None
     if not run.card.reads_prompts:
         aligner = Aligner([run.seq2seq], run.tokenizers, translator.limits, device)
-    return _LineTranslator(translator, aligner, width)
+    aligns = aligner is not None and aligner.can_align()
+    return _LineTranslator(translator, aligner if aligns else None, width)
 
 
 def _typed() -> Iterator[bytes]:

@@ -126,6 +126,13 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "decoder-retention-heads decoder-value-embed-dim"),
         Row("model.decoder_mixer: {name: retention, chunk_size: ...}",
             "chunkwise-recurrent recurrent-chunk-size"),
+        Row("model.name: recurrent", "", "", "", "", "rnn_type"),
+        Row("model.encoder_hidden_dim, model.decoder_hidden_dim (of LSTM models)",
+            "encoder-hidden-size decoder-hidden-size", "", "rnn_size"),
+        Row("model.bidirectional (of LSTM models)", "encoder-bidirectional", "", "brnn"),
+        Row("model.attention (of LSTM models)", "decoder-attention", "", "global_attention"),
+        Row("model.input_feeding (of LSTM models)", "", "", "input_feed"),
+        Row("model.output_dim (of LSTM models)", "decoder-out-embed-dim"),
         Row("model.encoder_mixer: {name: dilated, segment_lengths: [...], dilations: [...]}",
             "segment-length dilated-ratio"),
         Row("model.encoder_mixer, model.decoder_mixer: lightweight_convolution or "

@@ -296,19 +296,24 @@ class LoadedRun:
         """The model as a model that translates: ours, or an external one with its methods.
 
         Raises:
-            UserError: it is a language model.
+            UserError: it is a language model, or has no decoder.
         """
         if self.card.reads_prompts:
             raise UserError(
                 f"{self.source}: is a language model, which has no source; use ds-seq generate or "
                 "interactive with prompts, or ds-seq perplexity"
             )
+        if self.model_config.stacks == ("encoder",):
+            raise UserError(
+                f"{self.source}: is a model {self.model_config.name}, which predicts hidden tokens "
+                "and generates no text; let a translation model start from it (train.init_from)"
+            )
         return cast(TranslationModel, self.model)
 
     @property
     def searched(self) -> Any:
         """The model as a `ds_seq.search.beam_search.Decodable`; it may be a language model."""
-        return self.model
+        return self.model if self.card.reads_prompts else self.seq2seq
 
     def require_experiment(self) -> ExperimentConfig:
         """Return the experiment of the training run; see `StoredRun.require_experiment`."""

@@ -14,6 +14,7 @@ from ds_seq.config.data import DataConfig
 from ds_seq.config.task import (
     DenoisingConfig,
     LanguageModelingConfig,
+    MaskedLanguageModelingConfig,
     TaskConfig,
     TranslationConfig,
 )
@@ -74,9 +75,15 @@ def numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
 
 
 def _denoising(config: DenoisingConfig, data: DataConfig) -> Task:
-    from ds_seq.tasks.build_denoising import denoising
+    from ds_seq.tasks.noisy import denoising
 
     return denoising(config, data)
+
+
+def _masked(config: MaskedLanguageModelingConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.noisy import masked_language_modeling
+
+    return masked_language_modeling(config, data)
 
 
 def _language_modeling(config: LanguageModelingConfig, data: DataConfig) -> Task:
@@ -100,6 +107,7 @@ TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {
     "translation": _translation,
     "language_modeling": _language_modeling,
     "denoising": _denoising,
+    "masked_language_modeling": _masked,
 }
 
 

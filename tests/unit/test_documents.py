@@ -24,6 +24,7 @@ GUIDES = tuple(
         "LANGUAGE_MODELS",
         "LONG_INPUTS",
         "PRETRAINING",
+        "RECURRENT",
         "RETENTION",
         "SUMMARIZATION",
         "TRAINING",
