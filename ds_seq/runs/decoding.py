@@ -12,6 +12,7 @@ from ds_seq.errors import UserError
 from ds_seq.generation.build import Decoding, build_decoding
 from ds_seq.generation.pipeline import Translator
 from ds_seq.runs.card import LoadedRun, StoredRun
+from ds_seq.runs.fusion import with_language_model
 from ds_seq.search.ensemble import Ensemble
 
 
@@ -49,6 +50,7 @@ def run_translator(
         num_best: see `run_decoding`.
     """
     _, search, limits = run_decoding(runs, settings, num_best)
+    search = with_language_model(search, settings, runs[0].tokenizers.target, device)
     prompts = runs[0].card.reads_prompts
     if len({run.card.reads_prompts for run in runs}) > 1:
         raise UserError("language models and translation models cannot search together")
