@@ -394,7 +394,8 @@ def test_arguments_of_the_search_are_those_of_the_config() -> None:
     for name, field in GenerationConfig.model_fields.items():
         help = str(actions[name].help)
         assert help.startswith(f"{str(field.description).rstrip('.')} (")
-        assert help.endswith(f"default: {str(field.default).replace('False', 'false')})")
+        default = {"None": "null", "False": "false"}.get(str(field.default), field.default)
+        assert help.endswith(f"default: {default})")
     assert actions["local_rank"].help == argparse.SUPPRESS
 
 
