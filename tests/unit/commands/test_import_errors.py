@@ -41,7 +41,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "other architecture": (settings(model_type="led"), "model_type 'led' cannot be imported"),
     "remote code": (settings(auto_map={"AutoModel": "a.B"}), "code of its own (auto_map), which"),
     "missing and leftover": (renamed, f"lacks {KEY}; has no place for surplus"),
-    "vocabulary of another size": (settings(vocab_size=299), "ids"),
+    "vocabulary of another size": (settings(vocab_size=299), "but config.json says vocab_size 299"),
 }
 
 
