@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
+from ds_seq.names import Stack
 
-_NEW = {
+_NEW: dict[tuple[Stack, ...], tuple[str, ...]] = {
     ("encoder",): ("decoder",),
     ("decoder",): ("encoder", "*.cross_attention", "*.cross_attention_residual"),
 }
