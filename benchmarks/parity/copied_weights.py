@@ -151,17 +151,20 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).detach().abs().max() / theirs.abs().max())
 
 
-def report(cases: Cases, python: str, side: Path) -> int:
+def report(cases: Cases, python: str, side: Path, *options: str) -> int:
     """Print the errors of all cases; return 1 if one is above the limit.
 
     Args:
         cases: the cases.
         python: interpreter that has the peer.
         side: script of the peer's side; prints its version as JSON.
+        *options: further arguments of the script.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "theirs.safetensors"
-        done = subprocess.run([python, str(side), str(out)], check=True, capture_output=True)
+        done = subprocess.run(
+            [python, str(side), str(out), *options], check=True, capture_output=True
+        )
         versions = json.loads(done.stdout.splitlines()[-1])
         tensors = load_file(out)
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())

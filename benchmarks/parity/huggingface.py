@@ -24,16 +24,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import ds_seq
+from ds_seq.config.data import DataConfig
 from ds_seq.config.load import read_experiment
-from ds_seq.models.build import build_seq2seq
+from ds_seq.models import build_model
 from ds_seq.runs.export import export, write_export
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
 from ds_seq.runs.formats.imported import inputs_of
-from ds_seq.text.build import train_tokenizer
+from ds_seq.text.build import train_tokenizer, train_tokenizers
+from ds_seq.text.moses import Moses
 from ds_seq.text.tokenizer import Tokenizers
+from tests.data.fairseq import data_section, write_recorded
 
 SIDE = Path(__file__).with_name("huggingface_side.py")
-LIMIT = 1e-5
+LIMIT, FSMT = 1e-5, "fsmt"
 _MOST_NEW_TOKENS = 38  # of 40 with the start and end symbols
 _VOCAB, _LINES = 300, 32
 _NLLB = Languages("en", "de", "eng_Latn", "deu_Latn")
@@ -57,6 +60,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "t5 1.0": _T5,
     "t5 1.1": {**_T5, "activation": "geglu_tanh", "share_embeddings": "inputs", "head_dim": 12},
     "switch": {**_T5, "moe": {"num_experts": 4}},
+    FSMT: {"positions": {"name": "sinusoidal", "offset": 2}, "share_embeddings": "decoder"},
     "nllb-moe": {
         **_PRE,
         "positions": {"name": "sinusoidal", "offset": 2},
@@ -65,17 +69,24 @@ WRITTEN: dict[str, dict[str, Any]] = {
 }
 
 
-def _run(python: str, *arguments: str) -> dict[str, str]:
-    done = subprocess.run([python, str(SIDE), *arguments], check=True, capture_output=True)
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+def _run(python: str, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run([python, str(SIDE), *arguments], capture_output=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(arguments)}: {done.stderr.decode(errors='replace')[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def read_models(folder: Path) -> float:
-    """Import all folders, print a row for each, and return the largest error of a score."""
+def read_models(folder: Path, names: Sequence[str], python: str, text: Path) -> float:
+    """Make and import all folders, print a row for each, and return the largest error of a score.
+
+    Each is made by a process of its own.
+    """
     worst = 0.0
-    print(f"{'read':<18}{'scores':>10}{'ids':>8}{'greedy':>9}{'beam 4':>9}")
-    for path in sorted(folder.iterdir()):
+    print(f"{'read':<18}{'scores':>10}{'ids':>8}{'greedy':>9}{'beam 4':>9}", flush=True)
+    for name in names:
+        path = folder / name
+        _run(python, str(text), str(folder), name)
         expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))
         result = import_folder(path, path.name, _CODES.get(path.name, Languages("en", "de")))
         out = folder.parent / "runs" / path.name
@@ -90,7 +101,8 @@ def read_models(folder: Path) -> float:
             )  # fmt: skip
             ended = [pair for pair in zip(found, answers, strict=True) if pair[1] is not None]
             cells.append(f"{sum(ours == theirs for ours, theirs in ended)}/{len(ended)}")
-        print(f"{path.name:<18}{error:>10.1e}{ids:>8}" + "".join(f"{cell:>9}" for cell in cells))
+        row = "".join(f"{cell:>9}" for cell in cells)
+        print(f"{path.name:<18}{error:>10.1e}{ids:>8}{row}", flush=True)
         worst = max(worst, error)
     return worst
 
@@ -118,36 +130,51 @@ def _scores(
 def write_models(folder: Path, text: Path, python: str, has_nllb_moe: bool) -> float:
     """Export all kinds, print a row for each, and return the largest error of a logit."""
     lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line][:_LINES]
-    shape = _experiment({}).data
-    vocab = train_tokenizer(shape, shape.vocab, [text])
-    models = {}
+    joint, models = _experiment({}), {}
+    vocab = Tokenizers.shared(train_tokenizer(joint.data, joint.data.vocab, [text]))
+    sides = _of_fairseq(folder)
+    # FSMT makes punctuation plain, which ds_seq does not
+    lines = [Moses("en", FSMT).normalize(line) for line in lines]
     kinds = {name: kind for name, kind in WRITTEN.items() if has_nllb_moe or name != "nllb-moe"}
     for number, (name, section) in enumerate(kinds.items()):
-        config = _experiment(section)
-        model = build_seq2seq(config.model, _VOCAB, 1, 0, seed=1).requires_grad_(False).eval()
+        data, tokenizers = sides if name == FSMT else (joint.data, vocab)
+        config = _experiment(section).model_copy(update={"data": data})
+        model = build_model(config.model, tokenizers.sizes, 1, 0, seed=1)
+        model.requires_grad_(False).eval()
         generator = torch.Generator().manual_seed(3)
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-        write_export(model, config, Tokenizers.shared(vocab), folder / f"run{number}")
+        write_export(model, config, tokenizers, folder / f"run{number}")
         export(folder / f"run{number}", folder / f"out{number}", "best", form="hf")
-        models[name] = model
+        models[name] = model, tokenizers
     (folder / "lines.json").write_text(json.dumps(lines), encoding="utf-8")
     outs = [str(folder / f"out{number}") for number in range(len(kinds))]
     _run(python, "--read", str(folder / "lines.json"), *outs)
     worst = 0.0
     print(f"\n{'written':<18}{'logits':>10}{'ids':>8}")
-    for number, (name, model) in enumerate(models.items()):
+    for number, (name, (model, tokenizers)) in enumerate(models.items()):
         found = torch.load(folder / f"out{number}" / "read.pt", weights_only=True)
         error, same = 0.0, 0
-        for line, (ids, logits) in zip(lines, found, strict=True):
-            own = vocab.symbols.framed(vocab.encode(line))
-            same += own == ids
+        for line, (ids, target, logits) in zip(lines, found, strict=True):
+            same += tokenizers.source.symbols.framed(tokenizers.source.encode(line)) == ids
             with torch.no_grad():
-                ours = model.double()(inputs_of(ids, [vocab.symbols.start, *ids])).logits
+                ours = model.double()(inputs_of(ids, target)).logits
             error = max(error, float((ours - logits).abs().max() / logits.abs().max()))
         print(f"{name:<18}{error:>10.1e}{f'{same}/{len(lines)}':>8}")
         worst = max(worst, error, float(same < len(lines)))
     return worst
+
+
+def _of_fairseq(folder: Path) -> tuple[DataConfig, Tokenizers]:
+    """Return the section `data` of two dictionaries of fairseq, and their tokenizers."""
+    write_recorded(folder / "recorded")
+    section = data_section(folder / "recorded", "bpe", folder / "data")
+    for side in ("source", "target"):
+        section["vocab"][side]["fairseq"]["moses"] = True
+    vocab = {"name": "fairseq_dict", **section["vocab"]}
+    languages = {key: section[key] for key in ("source_lang", "target_lang", "dir")}
+    data = DataConfig.model_validate({**languages, "vocab": vocab})
+    return data, train_tokenizers(data, [])
 
 
 def _experiment(section: dict[str, Any]) -> Any:
@@ -176,12 +203,12 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = [str(options.text), str(folder / "models"), *options.only]
-        versions = _run(options.python, *words)
-        print(f"transformers {versions['transformers']}, torch {torch.__version__}, float64")
-        has_nllb_moe = (folder / "models" / "nllb_moe").is_dir()
-        worst = read_models(folder / "models")
+        known = _run(options.python, "--names")
+        print(f"transformers {known['transformers']}, torch {torch.__version__}, float64")
+        names = options.only or known["names"]
+        worst = read_models(folder / "models", names, options.python, options.text)
         if not options.only:
+            has_nllb_moe = "nllb_moe" in names
             worst = max(worst, write_models(folder, options.text, options.python, has_nllb_moe))
     # RMSNorm of transformers is in float32 all the same
     print(f"largest error: {worst:.1e}; limit {LIMIT:.0e}")

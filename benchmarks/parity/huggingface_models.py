@@ -110,11 +110,26 @@ def _pieces(text: list[str]) -> list[tuple[str, float]]:
     return [(piece, score) for piece, score in pieces if piece not in ("<unk>", *_NAMES.values())]
 
 
+def _mbart_tokenizer(kind: str, vocabulary: list[tuple[str, float]]) -> Any:
+    """Return a tokenizer of mBART; transformers 4 makes it of a file only."""
+    languages = {"src_lang": "en_XX", "tgt_lang": "de_DE"}
+    if int(transformers.__version__.partition(".")[0]) >= 5:
+        return getattr(transformers, f"{kind}Tokenizer")(vocab=vocabulary, **languages)
+    unknown = [piece for piece, _ in vocabulary].index("<unk>")
+    raw = Tokenizer(models.Unigram(vocabulary, unknown))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Metaspace()
+    with tempfile.TemporaryDirectory() as folder:
+        raw.save(f"{folder}/tokenizer.json")
+        fast = getattr(transformers, f"{kind}TokenizerFast")
+        return fast(tokenizer_file=f"{folder}/tokenizer.json", **languages)
+
+
 def _mbart(text: list[str]) -> Made:
-    names = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
     codes = [(code, 0.0) for code in ("ar_AR", "cs_CZ", "de_DE", "en_XX")]
+    names = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
     vocabulary = [*names, *_pieces(text), *codes, ("<mask>", 0.0)]
-    tokenizer = transformers.MBartTokenizer(vocab=vocabulary, src_lang="en_XX", tgt_lang="de_DE")
+    tokenizer = _mbart_tokenizer("MBart", vocabulary)
     last = tokenizer.convert_tokens_to_ids("de_DE")
     config = transformers.MBartConfig(
         vocab_size=len(tokenizer), decoder_start_token_id=last, scale_embedding=True,
@@ -124,8 +139,8 @@ def _mbart(text: list[str]) -> Made:
 
 
 def _mbart50(text: list[str]) -> Made:
-    vocabulary = [(name, 0.0) for name in ("<unk>", "<s>", "</s>")] + _pieces(text)
-    tokenizer = transformers.MBart50Tokenizer(vocab=vocabulary, src_lang="en_XX", tgt_lang="de_DE")
+    names = [(name, 0.0) for name in ("<unk>", "<s>", "</s>")]
+    tokenizer = _mbart_tokenizer("MBart50", [*names, *_pieces(text)])
     first = tokenizer.convert_tokens_to_ids("de_DE")
     config = transformers.MBartConfig(
         vocab_size=len(tokenizer), decoder_start_token_id=2, scale_embedding=False, **_SIZES

@@ -1,13 +1,14 @@
 """huggingface.py: small models of transformers with their tokenizers, each trained for a moment.
 
+    python huggingface_side.py --names
     python huggingface_side.py TEXT OUT [NAME...]
     python huggingface_side.py --read LINES.json FOLDER...
     python huggingface_side.py --translate LINES.json FOLDER OUT
 
-The first writes a folder per architecture as `save_pretrained` does, with `expected.json`: lines,
-their ids, log-probabilities of the lines as targets, and what greedy and beam search answer. The
-second opens folders, and writes into each the ids of the lines and their logits as targets,
-`read.pt`. The third writes what greedy and beam search answer.
+The first names the architectures. The second writes a folder per architecture as `save_pretrained`
+does, with `expected.json`: lines, their ids, log-probabilities of the lines as targets, and what
+greedy and beam search answer. The third opens folders, and writes into each the ids of the lines
+and their logits as targets, `read.pt`. The fourth writes what greedy and beam search answer.
 """
 
 from __future__ import annotations
@@ -117,12 +118,17 @@ def _answers(made: Made, rows: torch.Tensor) -> list[str | None]:
     ]
 
 
+def known_names() -> list[str]:
+    """Return the architectures that this version computes rightly: 5 does not NLLB-MoE."""
+    is_right = int(transformers.__version__.partition(".")[0]) < 5
+    return [each for each in MODELS if is_right or each != "nllb_moe"]
+
+
 def main(text: str, out: str, names: list[str]) -> None:
     """Make all models, or those of some names."""
     lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
     short = [line for line in lines if 5 < len(line) < 30]
-    is_right = int(transformers.__version__.partition(".")[0]) < 5  # about NLLB-MoE
-    for name in names or [each for each in MODELS if is_right or each != "nllb_moe"]:
+    for name in names or known_names():
         torch.manual_seed(1)
         made = MODELS[name](lines)
         _train(made, short[:_LINES])
@@ -138,15 +144,19 @@ def main(text: str, out: str, names: list[str]) -> None:
 @torch.no_grad()
 def read(lines: list[str], folder: Path) -> None:
     """Open a folder, and write how it reads and scores the lines."""
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).double().eval()
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    if model.config.model_type != "fsmt":  # its masks overflow in float64
+        model = model.double()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    settings = model.config.to_dict()
+    size = settings.get("tgt_vocab_size", settings.get("vocab_size"))
     start, found = model.config.decoder_start_token_id, []
     for line in lines:
         ids = tokenizer(line)["input_ids"]
-        target = torch.tensor([[start, *ids]])
-        inputs = {"input_ids": torch.tensor([ids]), "decoder_input_ids": target}
+        target = [start, *(i % size for i in ids)]
+        inputs = {"input_ids": torch.tensor([ids]), "decoder_input_ids": torch.tensor([target])}
         logits = model(**inputs, use_cache=False).logits[0]
-        found.append((ids, logits))
+        found.append((ids, target, logits.double()))
     torch.save(found, folder / "read.pt")
 
 
@@ -178,7 +188,9 @@ def translate(lines: list[str], folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--read":
+    if sys.argv[1] == "--names":
+        print(json.dumps({"transformers": transformers.__version__, "names": known_names()}))
+    elif sys.argv[1] == "--read":
         for path in sys.argv[3:]:
             read(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")), Path(path))
         print(json.dumps({"transformers": transformers.__version__}))

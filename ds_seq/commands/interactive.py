@@ -47,12 +47,12 @@ class _LineTranslator:
 
     Attributes:
         translator: reads and translates.
-        aligner: aligns translations with the source.
+        aligner: aligns translations with the source; None for a model without attention to it.
         width: width of the screen in columns.
     """
 
     translator: Translator
-    aligner: Aligner
+    aligner: Aligner | None
     width: int
 
     def __call__(self, text: str) -> list[str]:
@@ -69,8 +69,9 @@ class _LineTranslator:
             return []
         plan, search = reading.plan, translator.search
         (batch,) = search_plan(translator.model, plan, search, translator.device)
-        (result,) = self.aligner(batch)
-        write = LineWriter(translator.form, translator.tokenizers, reading.lines, align=True)
+        (result,) = batch if self.aligner is None else self.aligner(batch)
+        aligns = self.aligner is not None
+        write = LineWriter(translator.form, translator.tokenizers, reading.lines, align=aligns)
         rows = []
         if result.cut:
             rows.append(
@@ -81,7 +82,7 @@ class _LineTranslator:
             rows.append(f"({untagged_message(translator.tags or {}, 'begins')})")
         for hypothesis in result.hypotheses:
             rows.append(f"{hypothesis.score:8.4f}  {write.text(0, hypothesis)}")
-        return [*rows, "", *self._words(write, result.hypotheses[0])]
+        return [*rows, "", *self._words(write, result.hypotheses[0])] if aligns else rows
 
     def _words(self, write: LineWriter, best: Hypothesis) -> Iterator[str]:
         """Yield rows with the words of a translation above the source words they attend to."""
@@ -167,7 +168,7 @@ def _load(args: argparse.Namespace) -> _LineTranslator:
     translator = replace(translator, tagged=TargetLanguages(args.target_lang).tagger(run.card))
     width = shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns
     aligner = Aligner([run.seq2seq], run.tokenizers, translator.limits, device)
-    return _LineTranslator(translator, aligner, width)
+    return _LineTranslator(translator, aligner if aligner.can_align() else None, width)
 
 
 def _typed() -> Iterator[bytes]:

@@ -29,7 +29,7 @@ from ds_seq.reports.heat_map import draw_heat_map, save_picture
 from ds_seq.reports.metrics import LossSums, layer_figures, load_panel, load_table, router_table
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.runs.card import LoadedRun
-from ds_seq.runs.data import open_for_model
+from ds_seq.runs.data import cut_as_trained, open_for_model
 from ds_seq.runs.open import load_run
 from ds_seq.text.lines import check_writable
 from ds_seq.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     names = layer_names(run.model)
     if not names:
         raise UserError(f"{args.run}: is a dense model; moe-stats needs one with experts")
-    source = open_for_model(args.data, args.split, args.run, run)
+    source = cut_as_trained(open_for_model(args.data, args.split, args.run, run), run)
     sizes = run.card.sizes
     dataset = ParallelDataset(source, sizes.max_source_length, sizes.max_target_length)
     groups = languages(source, dataset.rows, run.tokenizers.source)

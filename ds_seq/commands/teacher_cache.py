@@ -19,8 +19,10 @@ from pathlib import Path
 from ds_seq import distributed, files
 from ds_seq.commands.arguments.teacher_cache import build_parser
 from ds_seq.commands.options import check_expert_parallel, chosen_device
+from ds_seq.config.load import load_experiment
 from ds_seq.data.open import open_shards
 from ds_seq.data.shards import ShardReader, manifest_path
+from ds_seq.data.truncation import UNCUT, Limits, TruncatedSource
 from ds_seq.distill.fill_cache import (
     CachedSplit,
     CacheOptions,
@@ -33,6 +35,7 @@ from ds_seq.errors import UserError
 from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.data import check_for_model, untagged_warning
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
+from ds_seq.tasks import cut_limits
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,7 +64,10 @@ def main(argv: Sequence[str]) -> int:
                 _warn(sources, teacher.runs[0])
                 advice = "stop that process first, or give another --out"
                 lock = files.Lock(folder / files.LOCK_FILE, folder, advice)
-            splits = plan_splits(options, args.runs, teacher, sources, world)
+            limits = _cut(args, teacher)
+            cut = {name: TruncatedSource(source, limits) for name, source in sources.items()}
+            pairs = sources if limits == UNCUT else cut
+            splits = plan_splits(options, args.runs, teacher, pairs, world)
         read = TeacherReader(teacher, device, _max_tokens(args, teacher), args.expert_parallel > 1)
         tokens = write_missing(splits, read, world)
         if lock is not None:
@@ -85,6 +91,24 @@ def _open(args: argparse.Namespace, world_size: int) -> dict[str, ShardReader]:
     if args.top_k > size:
         raise UserError(f"--top-k {args.top_k}: the vocabulary has {size} tokens")
     return sources
+
+
+def _cut(args: argparse.Namespace, teacher: LiveTeacher) -> Limits:
+    """Return at what lengths pairs are cut: as the student's training does, or the teacher's did.
+
+    Raises:
+        UserError: the experiment of the student is invalid, or the teachers differ.
+    """
+    if args.student is not None:
+        return cut_limits(load_experiment(args.student).data)
+    experiments = [run.experiment for run in teacher.runs]
+    found = {UNCUT if each is None else cut_limits(each.data) for each in experiments}
+    if len(found) > 1:
+        raise UserError(
+            "--student: is missing; the teachers were trained on pairs of other lengths "
+            "(data.long_pairs), so the experiment of the student has to say how they are cut"
+        )
+    return found.pop()
 
 
 def _default_folder(args: argparse.Namespace) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.text_files import DETAILS, FORMS
 from ds_seq.errors import UserError
-from ds_seq.names import LOSS
+from ds_seq.names import LOSS, STACKS
 from ds_seq.plugins import nearest
 
 HARMLESS = ""
@@ -77,6 +77,7 @@ _RULES: dict[str, str] = {
             "model.decoder_mixer.weight_dropout",
             "model.decoder_mixer.input_dropout",
             "model.activation_dropout",
+            *(f"model.{s}_dropout_{place}" for s in STACKS for place in ("in", "out")),
             "model.moe.noise",
             "model.moe.second_expert",
             "model.moe.bias_rate",

@@ -22,12 +22,6 @@ def distillation_errors(config: ExperimentConfig) -> Errors:
     if criterion is None:
         return []
     errors = []
-    if criterion.cache is not None and config.data.long_pairs != "skip":
-        message = (
-            f"{config.data.long_pairs} changes pairs, but {where}.cache has outputs for whole "
-            "ones; use skip, or a live teacher"
-        )
-        errors.append(("data.long_pairs", message))
     tags = config.data.vocab.source_side.user_symbols
     if criterion.strategy == "global_language_wise" and not tags:
         errors.append(

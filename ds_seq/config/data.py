@@ -254,6 +254,11 @@ class DataConfig(Config):
             message = f"only shards keep them apart, which the source {self.source.name} is not"
             errors.append(("corpora", f"{message}; name its text in data.raw, or convert the data"))
         errors += self._unknown_tags()
+        errors += [
+            (f"corpora.{name}.back_translate", "needs one vocabulary: data.vocab.joint is false")
+            for name, corpus in self.corpora.items()
+            if corpus.back_translate is not None and not self.vocab.joint
+        ]
         if errors:
             raise FieldErrors(list(dict.fromkeys(errors)))
         return self

@@ -37,6 +37,17 @@ Temperature = Annotated[
 ]
 
 
+class BackTranslateConfig(Config):
+    """How the model translates the targets of a corpus back, with its weights of each update."""
+
+    width: PositiveInt = Field(
+        default=1, le=1000, description="Width of the beam search; 1 is greedy search."
+    )
+    sampling: bool = Field(
+        default=False, description="Draw translations from the model instead of searching."
+    )
+
+
 class CorpusConfig(SplitConfig):
     """A training corpus: its files, and how much of it is taken."""
 
@@ -61,6 +72,21 @@ class CorpusConfig(SplitConfig):
     modify: ModifiersConfig | None = Field(
         default=None, description="Modifiers of this corpus; null: those of `data.modify`."
     )
+    back_translate: BackTranslateConfig | None = Field(
+        default=None,
+        description="The corpus is text in the target language, with the same file as `source` and "
+        "`target`; the model makes its sources in training by translating it back. `{}`: greedily. "
+        "Null: the sources are those of the files.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_equal_sides(cls, data: Any) -> Any:
+        """Let cleaning keep text that stands on both sides to be translated back."""
+        if not isinstance(data, Mapping) or data.get("back_translate") is None:
+            return data
+        clean = data.get("clean") or {}
+        return {**data, "clean": {"drop_identical": False, **clean}}
 
 
 class UntilConfig(Config):
@@ -182,6 +208,7 @@ def corpora_errors(
     yield from _share_errors(mixing.shares, list(corpora), "mixing")
     yield from _stage_errors(mixing, list(corpora))
     yield from _language_errors(corpora, mixing, default)
+    yield from _back_errors(corpora, mixing, default)
 
 
 def _clean_errors(
@@ -268,3 +295,25 @@ def _language_errors(
                 f"so the model must be told; add a tag, such as {target}: <2{target}>, also to "
                 "data.vocab.user_symbols",
             )
+
+
+def _back_errors(
+    corpora: Mapping[str, CorpusConfig], mixing: MixingConfig, default: LanguagePair
+) -> Errors:
+    for name, corpus in corpora.items():
+        if corpus.back_translate is None:
+            continue
+        at, (source, target) = f"corpora.{name}.back_translate", corpus.pair(default)
+        teach = [
+            other
+            for other in corpora.values()
+            if other.back_translate is None and other.pair(default) == (target, source)
+        ]
+        if not teach:
+            yield at, f"no corpus teaches the model to translate {target} into {source}; add one"
+        for language in (source, target):
+            if language not in mixing.language_tags:
+                message = f"missing: corpora.{name} is translated in both directions"
+                yield f"mixing.language_tags.{language}", message
+        if corpus.join is not None:
+            yield f"corpora.{name}.join", "does not go with back_translate; remove one of them"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ds_seq.config.criterion import CrossEntropyConfig, ModelAndBaseConfig
+from ds_seq.config.criterion import CrossEntropyConfig, MinimumRiskConfig, ModelAndBaseConfig
 from ds_seq.config.distillation import DistillationConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import MoeConfig
@@ -66,6 +66,11 @@ def _drops_nothing(moe: MoeConfig) -> bool:
     return not moe.has_capacity or factors == (None, None)
 
 
+def _searches_candidates(config: ExperimentConfig) -> bool:
+    _, base = config.base_criterion
+    return isinstance(base, MinimumRiskConfig) and base.search == "beam"
+
+
 _IDLE = (
     _Idle(
         "train",
@@ -119,6 +124,12 @@ _IDLE = (
     ),
     _Idle(
         "criterion",
+        ("temperature",),
+        _searches_candidates,
+        "the candidates of a beam search are not drawn",
+    ),
+    _Idle(
+        "criterion",
         ("queue_size", "shared_queue"),
         _distillation(lambda distillation: not distillation.strategy.startswith("global")),
         "it applies to the global strategies",
@@ -167,6 +178,12 @@ def _without_effect(config: ExperimentConfig) -> Iterator[str]:
 
 def _loss_notes(config: ExperimentConfig) -> Iterator[str]:
     criterion, moe = config.criterion, config.model.moe
+    where, base = config.base_criterion
+    if isinstance(base, MinimumRiskConfig) and config.train.init_from is None:
+        yield (
+            f"{where}.name: minimum_risk improves a trained model, and all candidates of a new one "
+            "are equally bad; name one in train.init_from"
+        )
     if isinstance(criterion, ModelAndBaseConfig):
         losses = (BASE, *(moe.losses if moe is not None else ()))
         for name, weight in criterion.loss_weights.items():

@@ -110,6 +110,38 @@ class Criterion(ABC):
         """
 
 
+class Wrapper(Criterion):
+    """A criterion that adds something to another one, whose state it has.
+
+    Attributes:
+        base: the other one.
+    """
+
+    def __init__(self, base: Criterion) -> None:
+        self.base, self.capture, self.num_passes = base, base.capture, base.num_passes
+
+    def prepare(self, batch: Batch, current: Current) -> Batch:
+        """See `Criterion.prepare`."""
+        return self.base.prepare(batch, current)
+
+    def train(self, mode: bool = True) -> None:
+        """See `Criterion.train`."""
+        super().train(mode)
+        self.base.train(mode)
+
+    def end_update(self, applied: bool) -> None:
+        """See `Criterion.end_update`."""
+        self.base.end_update(applied)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state of the base."""
+        return self.base.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Criterion.load_state`."""
+        self.base.load_state(state)
+
+
 class PlainCriterion(Criterion):
     """A criterion that wraps a function, such as a plug-in."""
 

@@ -29,7 +29,7 @@ from ds_seq.criterions.cross_entropy import CrossEntropy, smoothing_weights
 from ds_seq.criterions.generator import Generator
 from ds_seq.criterions.likelihoods import target_sums, token_likelihoods
 from ds_seq.data.batch import Batch, Candidates, Seq2SeqInputs
-from ds_seq.data.splitting import with_targets
+from ds_seq.data.splitting import real_rows, with_targets
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.scores.sentence_errors import Errors
@@ -90,7 +90,8 @@ class MinimumRiskTraining(Criterion):
                 "criterion.name: minimum_risk generates from the sources of an encoder-decoder, "
                 "and this task has other inputs; use another criterion"
             )
-        references = _rows(batch)
+        rows = real_rows(batch.labels, batch.mask, batch.num_sentences)
+        references = [row[:-1] for row in rows]
         found = self.generate(batch, current)
         if not references:
             return replace(batch, candidates=_no_candidates(batch))
@@ -179,16 +180,6 @@ def _batch_of(
     )
     framed = [[*each, symbols.eos] for each in ids]
     return replace(with_targets(batch, sentences, framed, symbols), candidates=candidates)
-
-
-def _rows(batch: Batch) -> list[list[int]]:
-    """Return the labels of each sentence without the end symbol."""
-    count = batch.num_sentences
-    lengths = batch.mask[:count].sum(1).tolist()
-    return [
-        row[: length - 1]
-        for row, length in zip(batch.labels[:count].tolist(), lengths, strict=True)
-    ]
 
 
 def _no_candidates(batch: Batch) -> Candidates:

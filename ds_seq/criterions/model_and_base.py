@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from ds_seq.criterions.base import Criterion, Current, Loss
+from ds_seq.criterions.base import Criterion, Loss, Wrapper
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import BASE
 
 
-class ModelAndBase(Criterion):
+class ModelAndBase(Wrapper):
     """`w_base * base + num_tokens * sum_name(w_name * router_loss_name)`.
 
     The base is a sum over tokens, while router losses are means over a batch. They are multiplied
@@ -40,7 +38,7 @@ class ModelAndBase(Criterion):
                 f"criterion.loss_weights: unknown loss {', '.join(map(repr, unknown))}; "
                 f"known: {', '.join(known)}"
             )
-        self.base, self.capture, self.num_passes = base, base.capture, base.num_passes
+        super().__init__(base)
         self.prepares = base.prepares
         self.weights = {name: float(weights.get(name, 1.0) or 0.0) for name in known}
 
@@ -56,24 +54,3 @@ class ModelAndBase(Criterion):
             if self.weights[name] != 0.0:
                 total = total + self.weights[name] * in_tokens
         return Loss(total, parts, base.total if base.tokens is None else base.tokens)
-
-    def prepare(self, batch: Batch, current: Current) -> Batch:
-        """See `Criterion.prepare`."""
-        return self.base.prepare(batch, current)
-
-    def train(self, mode: bool = True) -> None:
-        """See `Criterion.train`."""
-        super().train(mode)
-        self.base.train(mode)
-
-    def end_update(self, applied: bool) -> None:
-        """See `Criterion.end_update`."""
-        self.base.end_update(applied)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the state of the base."""
-        return self.base.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """See `Criterion.load_state`."""
-        self.base.load_state(state)

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from ds_seq import files
 from ds_seq.data.manifest import IdType
 from ds_seq.data.shards import files_fingerprint
+from ds_seq.data.truncation import UNCUT, Limits
 from ds_seq.errors import UserError
 from ds_seq.records import Count, Positive, Versioned, parse_json, read_limited, record
 
@@ -64,6 +65,7 @@ class CacheManifest:
         left_out: number of pairs with a longer sentence.
         source: fingerprint of the pairs.
         first: first pair of each part, followed by the number of pairs.
+        cut: at what lengths sources and targets were cut; None: not at all.
         checksums: SHA-256 of each part; empty in unfinished caches and those of earlier versions.
     """
 
@@ -77,6 +79,7 @@ class CacheManifest:
     source: str
     first: tuple[Count, ...]
     checksums: tuple[str, ...] = field(default=(), compare=False)
+    cut: Limits = UNCUT
 
     @property
     def record(self) -> np.dtype:
@@ -89,7 +92,10 @@ class CacheManifest:
 
     def write(self, path: Path) -> None:
         """Write JSON atomically."""
-        files.write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
+        content = {"version": FORMAT_VERSION, **asdict(self)}
+        if self.cut == UNCUT:
+            del content["cut"]  # which earlier versions do not know
+        files.write_json(path, content)
 
     @classmethod
     def read(cls, path: Path) -> CacheManifest:

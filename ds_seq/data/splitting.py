@@ -72,6 +72,12 @@ def _repeated_inputs(inputs: Inputs, times: int, mask: Tensor) -> Inputs:
     )
 
 
+def real_rows(ids: Tensor, mask: Tensor, count: int) -> list[list[int]]:
+    """Return the real ids of the first `count` rows of a padded tensor (B, L)."""
+    lengths = mask[:count].sum(1).tolist()
+    return [row[:length] for row, length in zip(ids[:count].tolist(), lengths, strict=True)]
+
+
 def with_targets(
     batch: Batch[Seq2SeqInputs],
     sentences: Sequence[int],

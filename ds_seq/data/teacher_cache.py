@@ -38,6 +38,7 @@ from ds_seq.data.cache_manifest import (
 )
 from ds_seq.data.shards import check_ids, id_type
 from ds_seq.data.source import TARGET, Source
+from ds_seq.data.truncation import Limits, limits_of
 from ds_seq.errors import UserError
 from ds_seq.records import inside
 
@@ -53,6 +54,7 @@ _SETTINGS = {  # setting of the user behind each field of the manifest
     "left_out": "pairs left out",
     "source": "the shards",
     "first": "--part-tokens",
+    "cut": "--student",
 }
 
 
@@ -87,6 +89,7 @@ def plan_cache(
         left_out=int((longest > max_length).sum()),
         source=source.fingerprint,
         first=tuple(np.unique([0, *cuts, len(source)]).tolist()),
+        cut=limits_of(source),
     )
 
 
@@ -225,6 +228,12 @@ class TeacherCache:
                 f"{path}: was made for other shards than those of split {split!r}, which may have "
                 "been rebuilt since; delete the cache and run `ds-seq teacher-cache` again"
             )
+        if manifest.cut != limits_of(source):
+            raise UserError(
+                f"{path}: was made of {_cut_words(manifest.cut)}, but the training reads "
+                f"{_cut_words(limits_of(source))} (data.long_pairs); run `ds-seq teacher-cache` "
+                "with --student EXPERIMENT"
+            )
         first = sorted({0, *manifest.first, len(source)})
         if list(manifest.first) != first:
             raise UserError(f"{path}: is damaged (its parts are not those of the data); {REMAKE}")
@@ -301,6 +310,15 @@ def _part_sizes(manifest: CacheManifest, source: Source) -> list[int]:
     """Return the size of each part in bytes."""
     tokens = np.add.reduceat(source.lengths[:, TARGET], manifest.first[:-1], dtype=np.int64)
     return [int(count) * manifest.record.itemsize for count in tokens]
+
+
+def _cut_words(limits: Limits) -> str:
+    sides = [
+        f"{side} of at most {most} tokens"
+        for side, most in zip(("sources", "targets"), limits, strict=True)
+        if most is not None
+    ]
+    return " and ".join(sides) or "whole pairs"
 
 
 def _explain_missing(folder: Path, split: str) -> str:

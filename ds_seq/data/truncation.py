@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +9,9 @@ from ds_seq.data.blocks import cut_sentences
 from ds_seq.data.source import Source, TokenBlock
 
 _NO_LIMIT = np.iinfo(np.int32).max
+Limits = tuple[int | None, int | None]
+"""Most tokens of a source and of a target, end symbols included; None: the side is not cut."""
+UNCUT: Limits = (None, None)
 
 
 class TruncatedSource:
@@ -21,11 +22,14 @@ class TruncatedSource:
 
     Args:
         source: the examples.
-        limits: maximum length of each side, end symbol included; None: the side is not cut.
+        limits: see `Limits`.
+
+    Attributes:
+        limits: the limits.
     """
 
-    def __init__(self, source: Source, limits: Sequence[int | None]) -> None:
-        self._source = source
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self._source, self.limits = source, limits
         self._most = np.array([_NO_LIMIT if most is None else most for most in limits], np.int32)
         self._lengths = np.minimum(source.lengths, self._most)
 
@@ -59,3 +63,8 @@ class TruncatedSource:
             cut_sentences(block, np.full(len(block.lengths), most))
             for block, most in zip(blocks, self._most, strict=True)
         )
+
+
+def limits_of(source: Source) -> Limits:
+    """Return at what lengths a source cuts its examples."""
+    return source.limits if isinstance(source, TruncatedSource) else UNCUT

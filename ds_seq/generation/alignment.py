@@ -51,16 +51,26 @@ class Aligner:
         """Check that the model has the layer.
 
         Raises:
-            UserError: there is no such layer.
+            UserError: there is no such layer, or no attention to the source.
         """
-        probe = [ForcedPair([self.tokenizers.source.symbols.eos], [])]
         try:
-            self._maps(probe)
+            self._probe()
         except IndexError:
             raise UserError(
                 f"--align-layer {(self.layer or 0) + 1}: the decoder has fewer layers; take a "
                 "lower number, or leave it out for the last layer"
             ) from None
+
+    def can_align(self) -> bool:
+        """Return whether all models attend to the source."""
+        try:
+            self._probe()
+        except UserError:
+            return False
+        return True
+
+    def _probe(self) -> None:
+        self._maps([ForcedPair([self.tokenizers.source.symbols.eos], [])])
 
     def __call__(self, batch: list[LineResult]) -> list[LineResult]:
         """Return the results of a batch with alignments."""

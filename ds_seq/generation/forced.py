@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs, seq2seq_batch
 from ds_seq.data.shards import TokenBlock
+from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import Capture
 from ds_seq.search.beam_search import BeamSearch
@@ -115,11 +116,17 @@ def attention_maps(
         row that predicts the end symbol.
 
     Raises:
+        UserError: the model has no attention to the source.
         IndexError: there is no such layer.
     """
     batch = _collate(pairs, symbols, device)
     output = model(batch.inputs, "attention")
     assert output.layers is not None
+    if not output.layers.cross_attention:
+        raise UserError(
+            "the model has no attention to the source, so words cannot be aligned; leave out "
+            "--align and --replace-unk"
+        )
     maps = output.layers.cross_attention[-1 if layer is None else layer].mean(1)  # (B, T, S)
     return [
         weights[: len(pair.target), : len(pair.source)]

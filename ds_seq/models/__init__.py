@@ -18,6 +18,13 @@ from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 __all__ = ["MODELS", "attach_adapters", "build_model", "merge_changes"]
 
 
+def _recurrent(*args: Any, **kwargs: Any) -> nn.Module:
+    """Build a recurrent model; its parts are imported only if there is one."""
+    from ds_seq.models.build.recurrent import build_recurrent
+
+    return build_recurrent(*args, **kwargs)
+
+
 def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
     """Build a convolutional model; its parts are imported only if there is one."""
     from ds_seq.models.build.convolutional import build_convolutional
@@ -26,15 +33,23 @@ def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
 
 
 def _decoder_only(*args: Any, **options: Any) -> nn.Module:
-    from ds_seq.models.build.decoder_only import build_decoder_only  # only where it is used
+    from ds_seq.models.build.one_stack import build_decoder_only  # only where it is used
 
     return build_decoder_only(*args, **options)
 
 
+def _encoder_only(*args: Any, **options: Any) -> nn.Module:
+    from ds_seq.models.build.one_stack import build_encoder_only  # only where it is used
+
+    return build_encoder_only(*args, **options)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "transformer": build_seq2seq,
+    "recurrent": _recurrent,
     "convolutional": _convolutional,
     "decoder_only": _decoder_only,
+    "encoder_only": _encoder_only,
 }
 
 

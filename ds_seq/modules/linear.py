@@ -54,8 +54,12 @@ def linear(
         bias = None if bias is None else bias.float()
         return linear(x.float(), weight.float(), bias, activation).half()
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        serves = _serves(x, weight) and x.numel() * weight.size(0) > _SMALL
-        y: Tensor = (_OneDnnLinear.apply if serves else F.linear)(x, weight, bias)
+        if _serves(x, weight) and x.numel() * weight.size(0) > _SMALL:
+            # A view, because ZeRO stage 2 needs gradients in the same order on ranks with fewer
+            # rows: that of the bias comes first there, as the weight is transposed.
+            y: Tensor = _OneDnnLinear.apply(x, weight.view_as(weight), bias)
+        else:
+            y = F.linear(x, weight, bias)
         return F.relu(y) if activation == "relu" else y
     return product(x, weight, bias, activation, packed)
 

@@ -288,7 +288,16 @@ class LoadedRun:
 
     @property
     def seq2seq(self) -> TranslationModel:
-        """The model as a model that translates: ours, or an external one with its methods."""
+        """The model as a model that translates: ours, or an external one with its methods.
+
+        Raises:
+            UserError: the model has no decoder.
+        """
+        if self.model_config.stacks == ("encoder",):
+            raise UserError(
+                f"{self.source}: is a model {self.model_config.name}, which predicts hidden tokens "
+                "and generates no text; let a translation model start from it (train.init_from)"
+            )
         return cast(TranslationModel, self.model)
 
     def require_experiment(self) -> ExperimentConfig:

@@ -8,8 +8,10 @@ from ds_seq.data.expected import expected_by_model
 from ds_seq.data.open import open_shards
 from ds_seq.data.origin import check_origin
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.source import untagged_rows
+from ds_seq.data.source import Source, untagged_rows
+from ds_seq.data.truncation import UNCUT, TruncatedSource
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
+from ds_seq.tasks import cut_limits
 from ds_seq.text.tags import untagged_message
 
 
@@ -55,6 +57,12 @@ def open_for_model(
     reader = open_shards(folder, split, run.tokenizers.fingerprint)
     check_for_model(reader, folder, split, name, run)
     return reader
+
+
+def cut_as_trained(source: Source, run: StoredRun | LoadedRun) -> Source:
+    """Return pairs as the training of a model cut them (`data.long_pairs`)."""
+    limits = UNCUT if run.experiment is None else cut_limits(run.experiment.data)
+    return source if limits == UNCUT else TruncatedSource(source, limits)
 
 
 def untagged_warning(reader: ShardReader, card: ModelCard) -> str | None:

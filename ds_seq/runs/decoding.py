@@ -10,6 +10,7 @@ from ds_seq.config.generation import GenerationConfig
 from ds_seq.generation.build import Decoding, build_decoding
 from ds_seq.generation.pipeline import Translator
 from ds_seq.runs.card import LoadedRun, StoredRun
+from ds_seq.runs.fusion import with_language_model
 from ds_seq.search.ensemble import Ensemble
 
 
@@ -47,6 +48,7 @@ def run_translator(
         num_best: see `run_decoding`.
     """
     _, search, limits = run_decoding(runs, settings, num_best)
+    search = with_language_model(search, settings, runs[0].tokenizers.target, device)
     models = [run.seq2seq for run in runs]
     tagged = next((run.card for run in runs if run.card.routes_by_language), runs[0].card)
     return Translator(

@@ -14,6 +14,7 @@ from ds_seq.config.data import DataConfig
 from ds_seq.config.task import (
     DenoisingConfig,
     LanguageModelingConfig,
+    MaskedLanguageModelingConfig,
     TaskConfig,
     TranslationConfig,
 )
@@ -42,11 +43,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     if data.long_pairs != "skip":
         from ds_seq.data.truncation import TruncatedSource
 
-        most = (data.max_source_length, data.max_target_length)
-        room = [limit - max(each) for limit, each in zip(most, numbers_of_tags(data), strict=True)]
-        more["cut"] = partial(
-            TruncatedSource, limits=[room[0], room[1] if data.long_pairs == "truncate" else None]
-        )
+        more["cut"] = partial(TruncatedSource, limits=cut_limits(data))
     return TranslationTask(
         data_dir=data.dir,
         tokenizers=tokenizers,
@@ -61,6 +58,16 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     )
 
 
+def cut_limits(data: DataConfig) -> tuple[int | None, int | None]:
+    """Return at what lengths `data.long_pairs` cuts sources and targets; None: not at all."""
+    if data.long_pairs == "skip":
+        return None, None
+    sources, targets = map(max, numbers_of_tags(data))
+    most_target = data.max_target_length - targets
+    cuts_targets = data.long_pairs == "truncate"
+    return data.max_source_length - sources, most_target if cuts_targets else None
+
+
 def numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
     """Return how many tags the sources, and the targets, of each text begin with; at least a 0."""
     tags = [data.tags(text) for split in SPLITS for _, text in data.entries(split)]
@@ -68,9 +75,15 @@ def numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
 
 
 def _denoising(config: DenoisingConfig, data: DataConfig) -> Task:
-    from ds_seq.tasks.build_denoising import denoising
+    from ds_seq.tasks.noisy import denoising
 
     return denoising(config, data)
+
+
+def _masked(config: MaskedLanguageModelingConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.noisy import masked_language_modeling
+
+    return masked_language_modeling(config, data)
 
 
 def _language_modeling(config: LanguageModelingConfig, data: DataConfig) -> Task:
@@ -94,6 +107,7 @@ TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {
     "translation": _translation,
     "language_modeling": _language_modeling,
     "denoising": _denoising,
+    "masked_language_modeling": _masked,
 }
 
 

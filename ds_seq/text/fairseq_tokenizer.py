@@ -32,7 +32,7 @@ _SPECIAL = frozenset(SPECIAL_PIECES) - {"<unk>"}
 
 
 @record
-class _Stored(TypedDict):
+class StoredDict(TypedDict):
     """Content of `FairseqDictTokenizer.to_bytes`: its files, text or base64."""
 
     dictionary: str
@@ -71,7 +71,7 @@ class FairseqDictTokenizer:
 
     def __init__(
         self,
-        stored: _Stored,
+        stored: StoredDict,
         normalizer: Normalizer,
         name: str,
         language: str = "en",
@@ -155,7 +155,7 @@ class FairseqDictTokenizer:
     ) -> FairseqDictTokenizer:
         """Restore a vocabulary from the bytes of `to_bytes`; see `TokenizerKind.from_bytes`."""
         advice = "make it again with `ds-seq prepare`"
-        stored = parse_json(content, _Stored, Path(name), advice)
+        stored = parse_json(content, StoredDict, Path(name), advice)
         return cls(stored, normalizer or Normalizer(nfkc=False, fold_spaces=False), name)
 
     def to_bytes(self) -> bytes:
@@ -165,6 +165,16 @@ class FairseqDictTokenizer:
     def __reduce__(self) -> tuple[type[FairseqDictTokenizer], tuple[Any, ...]]:
         arguments = (self._stored, self._normalizer, self._name, self._language, self._side)
         return FairseqDictTokenizer, arguments
+
+    @property
+    def stored(self) -> StoredDict:
+        """Its files, and what it does with text."""
+        return self._stored
+
+    @property
+    def marks_ends(self) -> bool:
+        """Whether the merges mark the last piece of a word, and not the end as such."""
+        return self._merges is not None and not self._merges.end_is_apart
 
     @property
     def dictionary_bytes(self) -> bytes:
@@ -243,8 +253,8 @@ def _read_files(
     added_symbols: Sequence[str] = (),
     source_opening: str | None = None,
     target_opening: str | None = None,
-) -> _Stored:
-    stored: _Stored = {
+) -> StoredDict:
+    stored: StoredDict = {
         "dictionary": _text(dictionary),
         "moses": moses,
         "user_symbols": user_symbols,
@@ -263,7 +273,7 @@ def _read_files(
     return stored
 
 
-def _dictionary(stored: _Stored, name: str) -> Dictionary:
+def _dictionary(stored: StoredDict, name: str) -> Dictionary:
     dictionary = Dictionary.parse(stored["dictionary"].encode(), name)
     return dictionary.extended(stored.get("added_symbols", ()))
 

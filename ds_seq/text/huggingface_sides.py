@@ -9,13 +9,12 @@ import json
 from collections.abc import Mapping, Sequence
 
 from ds_seq.errors import UserError
-from ds_seq.text.merges import Merges
+from ds_seq.text.merges import END, Merges
 from ds_seq.text.moses import Moses
 
 OF_SIDES = {"source": "vocab-src.json", "target": "vocab-tgt.json"}
 """The vocabulary of each side."""
 MERGES = "merges.txt"
-_END = "</w>"
 _SETTINGS = "tokenizer_config.json"
 
 
@@ -64,7 +63,7 @@ class SidedPieces:
         pieces = []
         for word in self._moses.tokenize(text).split():
             *parts, last = self._merges.merged(word)
-            pieces += [*parts, last + _END]
+            pieces += [*parts, last + END]
         return pieces
 
     def piece(self, number: int) -> str | None:
@@ -74,5 +73,5 @@ class SidedPieces:
         return self._ids.get(piece)
 
     def join(self, pieces: Sequence[str], is_source: bool) -> str:
-        words = "".join(pieces).replace(_END, " ")
+        words = "".join(pieces).replace(END, " ")
         return self._moses.detokenize(words)

@@ -14,7 +14,8 @@ from ds_seq.errors import UserError
 CONTINUES = "@@"
 """Ends a piece that is followed by another one of the same word."""
 
-_END = "</w>"
+END = "</w>"
+"""Ends the last piece of a word in a list of merges."""
 _MOST_REMEMBERED = 100_000
 
 
@@ -27,6 +28,9 @@ class Merges:
     Args:
         content: content of the file: two symbols on each line, with fastBPE also a count.
         name: name of the file in error messages.
+
+    Attributes:
+        end_is_apart: whether the end of a word is a symbol of its own.
 
     Raises:
         UserError: a line is not UTF-8, or has not two symbols.
@@ -42,11 +46,11 @@ class Merges:
             raise UserError(f"{name}: line {number}: invalid UTF-8; convert it to UTF-8") from None
         version = re.fullmatch(r"#version: (\d+)\.(\d+)", lines[0].strip("\r "))
         first = 1 if version else 0
-        self._end_is_apart = version is None or (int(version[1]), int(version[2])) < (0, 2)
+        self.end_is_apart = version is None or (int(version[1]), int(version[2])) < (0, 2)
         for number, line in enumerate(lines[first:], first + 1):
             parts = line.strip("\r ").split(" ")
             if len(parts) == 3 and parts[2].isdecimal():
-                self._end_is_apart = False  # fastBPE has counts, and no version
+                self.end_is_apart = False  # fastBPE has counts, and no version
             elif len(parts) != 2 or not all(parts):
                 raise UserError(
                     f"{name}: line {number}: {line[:60]!r} is not a merge, two symbols and a space "
@@ -84,7 +88,7 @@ class Merges:
 
     def _merged(self, word: str) -> list[str]:
         """Join the characters of a word: always all places of the pair that was learned first."""
-        parts = [*word, _END] if self._end_is_apart else [*word[:-1], word[-1] + _END]
+        parts = [*word, END] if self.end_is_apart else [*word[:-1], word[-1] + END]
         while len(parts) > 1:
             pairs = [pair for pair in zip(parts, parts[1:], strict=False) if pair in self._ranks]
             if not pairs:
@@ -100,6 +104,6 @@ class Merges:
                     joined.append(parts[place])
                     place += 1
             parts = joined
-        if parts[-1] == _END:
+        if parts[-1] == END:
             return parts[:-1]
-        return [*parts[:-1], parts[-1].removesuffix(_END)]
+        return [*parts[:-1], parts[-1].removesuffix(END)]

@@ -10,6 +10,8 @@ from torch import nn
 from ds_seq.config.criterion import HardEmConfig, MinimumRiskConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.criterions import Criterion, Teacher, build_criterion
+from ds_seq.data.corpora import CorporaDataset
+from ds_seq.data.source import Dataset
 from ds_seq.distill.projection import attach_projection, build_projection
 from ds_seq.distill.teacher import LiveTeacher
 from ds_seq.distributed import World
@@ -36,6 +38,7 @@ _PROJECTION_LEFT = Allowed(
 )
 
 if TYPE_CHECKING:
+    from ds_seq.criterions.generator import Generation
     from ds_seq.modules.multiway import Markers
 
 
@@ -88,12 +91,32 @@ def _mark(model: Markers, markers: Mapping[str, int], tokenizer: Tokenizer) -> N
     model.mark({ids[piece]: chosen for piece, chosen in markers.items()})
 
 
-def criterion_of(config: ExperimentConfig, task: Task, teacher: Teacher | None) -> Criterion:
-    """Build the criterion of an experiment; one that generates uses its search and vocabulary."""
+def criterion_of(
+    config: ExperimentConfig, task: Task, teacher: Teacher | None, dataset: Dataset
+) -> Criterion:
+    """Build the criterion of an experiment; one that generates uses its search and vocabulary.
+
+    Args:
+        config: the experiment.
+        task: its task.
+        teacher: teacher for distillation.
+        dataset: the training examples.
+    """
     tags = sorted(task.tokenizers.source.tag_ids)
+    criterion = build_criterion(config.criterion, teacher, tags, _generation_of(config, task))
+    if all(corpus.back_translate is None for corpus in config.data.corpora.values()):
+        return criterion
+    # only where it is used
+    from ds_seq.training.back_translation import with_back_translation
+
+    assert isinstance(dataset, CorporaDataset), "corpora have names"
+    return with_back_translation(criterion, config, task, dataset)
+
+
+def _generation_of(config: ExperimentConfig, task: Task) -> Generation | None:
     _, base = config.base_criterion
     if not isinstance(base, MinimumRiskConfig | HardEmConfig):
-        return build_criterion(config.criterion, teacher, tags)
+        return None
     # only where it is used
     from ds_seq.criterions.generator import Generation
     from ds_seq.generation.build import build_search
@@ -101,8 +124,7 @@ def criterion_of(config: ExperimentConfig, task: Task, teacher: Teacher | None) 
     longest = min(config.model.max_positions, config.data.max_target_length)
     search = build_search(config.generation, task.symbols, longest)
     tokenizer, seed = task.tokenizers.target, config.train.seed
-    generation = Generation(search, tokenizer, config.data.target_lang, seed)
-    return build_criterion(config.criterion, teacher, tags, generation)
+    return Generation(search, tokenizer, config.data.target_lang, seed)
 
 
 def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Engine:

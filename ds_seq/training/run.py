@@ -230,7 +230,7 @@ def _build(
         model, start_notes = build_start(setup, task, world, teacher)
         is_auto = config.train.max_tokens == "auto"
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
-        criterion = criterion_of(config, task, teacher)
+        criterion = criterion_of(config, task, teacher, train_set)
         names = [] if config.train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
         ends = config.data.mixing.stage_metrics
@@ -295,6 +295,11 @@ def _scorer(
         config.longest_source,
         experts=expert_ids(task.tokenizers.target, config.experts) if config.experts else (),
     )
+    if config.generation.lm is not None:
+        from ds_seq.runs.fusion import with_language_model  # only where it is used
+
+        tokenizer = task.tokenizers.target
+        search = with_language_model(search, config.generation, tokenizer, engine.device)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(
         task,

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.config.deepspeed import engine_config
 from ds_seq.config.ema import EmaConfig
-from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.config.model import ModelConfig, MoeConfig, TransformerConfig
 from ds_seq.config.optim import AdamConfig, SgdConfig
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.data.batch import Batch
-from ds_seq.models.build import build_seq2seq
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models import build_model
 from ds_seq.modules.multiway import Markers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
@@ -99,7 +98,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     sparse_clip: bool = False,
     decay: float = 0.01,
     checkpoint: Path | None = None,
-    model: TransformerConfig | None = None,
+    model: ModelConfig | None = None,
     zero: dict[str, Any] | None = None,
     sections: dict[str, Any] | None = None,
     micro_batches: int = FEW,
@@ -133,7 +132,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
         clip_norm=clip,
         sparse_clip=sparse_clip,
     )
-    net = build_seq2seq(
+    net = build_model(
         model or model_config(),
         VOCAB,
         expert_parallel,
@@ -168,10 +167,11 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     return engine
 
 
-def _mark(net: Seq2SeqTransformer) -> None:
+def _mark(net: nn.Module) -> None:
     """Let two ids choose sets of parameters, so that some batches have no token of the second."""
-    if isinstance(net.markers, Markers):
-        net.markers.mark({5: 1, 6: 0})
+    for part in net.modules():
+        if isinstance(part, Markers):
+            part.mark({5: 1, 6: 0})
 
 
 def train(engine: Engine, updates: range, before_step: Callable[[], None] = lambda: None) -> Steps:
@@ -218,12 +218,12 @@ def emulate(
     optimizer: Any = SGD,
     clip: float = 0.0,
     sparse_clip: bool = False,
-    model: TransformerConfig | None = None,
+    model: ModelConfig | None = None,
     micro_batches: int = FEW,
     loss_weights: dict[str, float] = LOSS_WEIGHTS,
 ) -> Result:
     """The same training in one process and in plain torch: what every layout has to equal."""
-    net = build_seq2seq(model or model_config(), VOCAB, 1, 0, seed=5).train()
+    net = build_model(model or model_config(), VOCAB, 1, 0, seed=5).train()
     _mark(net)
     own = build_optimizer(optimizer, parameter_groups(net, 0.01))
     criterion, balancer, steps = make_criterion(loss_weights), BiasBalancer(net), []

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from ds_seq.config.model import MoeConfig
+from ds_seq.config.model import MoeConfig, RecurrentConfig
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
@@ -78,6 +78,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
             lora={"rank": 2, "modules": ["query", "value", "down", "experts"]},
         )
     },
+    "recurrent": {
+        "model": RecurrentConfig(
+            name="recurrent",
+            encoder_embedding_dim=12,
+            decoder_embedding_dim=12,
+            encoder_hidden_dim=8,
+            decoder_hidden_dim=12,
+            output_dim=12,
+            decoder_layers=2,
+            dropout=0.0,
+        )
+    },
     "convolutions": {
         "model": spine.small_model(
             encoder_mixer={"name": "dynamic_convolution", "kernel_sizes": [3]},
@@ -107,11 +119,13 @@ class Case(NamedTuple):
 
 CASES = [Case(*layout, stage, "plain") for layout in LAYOUTS for stage in range(4)]
 OF_VARIANTS = ((2, 2, 1), (2, 2, 3), (4, 2, 2))
-_KINDS = [variant for variant in VARIANTS if variant != "plain"]
+_KINDS = [variant for variant in VARIANTS if variant not in ("plain", "recurrent")]
 # each variant in one of them, and mixtures of axes in all of them; the other pairs are slow
 CASES += [Case(*OF_VARIANTS[number % 3], kind) for number, kind in enumerate(_KINDS)]
 CASES += [Case(*layout, kind) for kind in _KINDS if "axes" in kind for layout in OF_VARIANTS]
+CASES += [Case(2, 1, 3, "recurrent")]
 SLOW = [Case(*layout, kind) for kind in _KINDS for layout in OF_VARIANTS]
+SLOW += [Case(2, 1, stage, "recurrent") for stage in range(3)]
 SHIPPED = {path.stem: json.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.json"))}
 for stem, content in SHIPPED.items():
     VARIANTS[f"shipped_{stem}"] = {

@@ -23,6 +23,7 @@ GUIDES = tuple(
         "EXPERTS",
         "LONG_INPUTS",
         "PRETRAINING",
+        "RECURRENT",
         "RETENTION",
         "SUMMARIZATION",
         "TRAINING",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ds_seq.commands.arguments.metrics import METRIC_NAMES, add_metrics
 from ds_seq.commands.arguments.shared import (
     RUN_HELP,
     add_hang_seconds,
@@ -12,7 +13,7 @@ from ds_seq.commands.arguments.shared import (
     add_search_arguments,
 )
 from ds_seq.commands.parser import CommandParser, Number, command_parser
-from ds_seq.names import CONSTRAINT_ORDERS, LONG_LINES, OUTPUT_FORMATS, UTILITIES
+from ds_seq.names import CONSTRAINT_ORDERS, DEFAULT_METRICS, LONG_LINES, OUTPUT_FORMATS, UTILITIES
 from ds_seq.text.lines import STANDARD
 
 BUFFER_SIZE = 512  # lines
@@ -47,6 +48,7 @@ def build_parser() -> CommandParser:
     add("--results", metavar="FILE",
         help="JSON file to which scores, speed and settings of this evaluation are "
         "appended")  # fmt: skip
+    add_metrics(parser, METRIC_NAMES, " ".join(DEFAULT_METRICS), ", also in --results")
     add("--n-best", type=int, default=1, metavar="N",
         help="write the N best translations of each line (default: %(default)s)")  # fmt: skip
     add("--format", choices=OUTPUT_FORMATS, default="text",

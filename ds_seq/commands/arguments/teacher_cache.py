@@ -30,6 +30,9 @@ def build_parser() -> CommandParser:
         metavar="K",
         help="number of most probable tokens to store",
     )
+    add("--student", metavar="EXPERIMENT",
+        help="experiment of the student, which says how long pairs are cut (data.long_pairs); "
+        "default: as in the training of the teacher")  # fmt: skip
     add("--splits", nargs="+", help="splits to cache (default: train, and valid if it exists)")
     add(
         "--out",

@@ -9,6 +9,8 @@ from pydantic import Discriminator, Field, Tag
 from ds_seq.config.base import ExternalName, plugin_tag
 from ds_seq.config.model.convolutional import ConvolutionalConfig
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
+from ds_seq.config.model.encoder_only import EncoderOnlyConfig
+from ds_seq.config.model.recurrent import RecurrentConfig
 from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 from ds_seq.errors import UserError
 
@@ -52,7 +54,9 @@ class HuggingFaceModelConfig(TransformerFields):
 
 ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
+    | Annotated[RecurrentConfig, Tag("recurrent")]
     | Annotated[DecoderOnlyConfig, Tag("decoder_only")]
+    | Annotated[EncoderOnlyConfig, Tag("encoder_only")]
     | Annotated[HuggingFaceModelConfig, Tag("huggingface")]
     | Annotated[ConvolutionalConfig, Tag("convolutional")]
     | Annotated[ExternalModelConfig, Tag("external")],

@@ -60,10 +60,6 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             ["data.target_lang=th", "validation.metrics=[bleu,ter]"],
             "ter: cannot split text in 'th'",
         ),
-        (
-            ["data.long_pairs=truncate", "criterion={name: distillation, cache: no}"],
-            "data.long_pairs: truncate changes pairs, but criterion.cache has",
-        ),
     ],
 )
 def test_what_prepare_and_train_would_refuse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
     assert call(*arguments, "--json") == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     return result
+
+
+def test_long_pairs_are_treated_as_in_the_training(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(lab / "moe", tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    text = file.read_text(encoding="utf-8").replace("_length: 90", "_length: 40")
+    counts = []
+    for rule in ("skip", "truncate"):
+        file.write_text(text.replace("long_pairs: skip", f"long_pairs: {rule}"), encoding="utf-8")
+        counts.append(answer(capsys, tmp_path / "run", "--data", lab / "plain")["sentences"])
+    assert 0 < counts[0] < counts[1] == 60
 
 
 def test_the_table_names_layers_and_adds_up(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,15 +16,19 @@ from torch import Tensor
 from ds_seq import cli
 from ds_seq.commands.teacher_cache import main
 from ds_seq.config.distillation import DistillationConfig
+from ds_seq.config.load import dump
 from ds_seq.criterions import build_criterion
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.binarize import binarize
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.teacher_cache import TeacherCache
+from ds_seq.data.truncation import TruncatedSource
 from ds_seq.distill.fill_cache import top_tokens
 from ds_seq.distill.teacher import CachedTeacher, LiveTeacher, Loading, load_teacher
+from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.output import ModelOutput
+from ds_seq.tasks import cut_limits
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 from tests.data.toy import write_toy
@@ -309,3 +313,35 @@ def test_errors_are_reported_in_one_line(
     assert cli.main(["teacher-cache", str(lab.folder / "big"), *usual, *arguments]) == 2
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 1 and message in printed[0]
+
+
+def test_long_pairs_are_cut_as_the_student_cuts_them(lab: Lab, tmp_path: Path) -> None:
+    """Or as the teacher was trained; a training that cuts otherwise refuses the cache."""
+    student = tmp_path / "student.yaml"
+    config = experiment({}, long_pairs="truncate", max_source_length=5, max_target_length=4)
+    student.write_text(dump(config), encoding="utf-8")
+    assert lab.main("--student", student, "--out", tmp_path / "cut") == 0
+    shards = ShardReader(lab.data, "train")
+    assert shards.lengths.max() > 5
+    cut = ParallelDataset(TruncatedSource(shards, cut_limits(config.data)))
+    cut.attach(TeacherCache(tmp_path / "cut", "train", cut.source))
+    with pytest.raises(UserError, match="was made of sources of at most 5 tokens and targets of"):
+        TeacherCache(tmp_path / "cut", "train", shards)
+    batch = batch_of(cut, [0, 7, 30, 59])
+    assert batch.inputs.source.shape[1] == 5 and batch.labels.shape[1] == 4
+    live = lab.live("big")(batch).logits
+    assert live is not None
+    expected = top_tokens(live, TOP_K)
+    torch.testing.assert_close(kept(batch)[1], expected.log_probs, rtol=0, atol=1e-2)
+    assert torch.equal(kept(batch)[0][:, 0], expected.ids[:, 0])
+    # without --student, the teacher's own experiment counts
+    run = tmp_path / "run"
+    shutil.copytree(lab.folder / "big", run)
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(
+        text.replace("long_pairs: skip", "long_pairs: truncate_source")
+    )
+    command = ["--data", str(lab.data), "--top-k", str(TOP_K), "--out", str(tmp_path / "own")]
+    assert main([str(run), *command]) == 0
+    manifest = json.loads((tmp_path / "own" / "train.teacher.json").read_text(encoding="utf-8"))
+    assert manifest["cut"] == [8, None]

@@ -162,3 +162,33 @@ def test_more_ranks_than_batches_are_refused() -> None:
         on_world(few, 4)
     with pytest.raises(UserError, match="batches_per_update: 8 is less than the world size"):
         on_world(_read("train.batches_per_update=8"), 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "back_translate: no corpus teaches the model to translate de into en"),
+        (
+            [
+                "data.corpora.en={source: a, target: b, languages: [de, en]}",
+                "data.mixing.language_tags={en: <2en>, de: <2de>}",
+                "data.vocab.user_symbols=[<2en>, <2de>]",
+                "data.corpora.mono.join=9",
+            ],
+            "corpora.mono.join: does not go with back_translate",
+        ),
+        (
+            [
+                "data.corpora.en={source: a, target: b, languages: [de, en], tag: <2en>}",
+                "data.corpora.mono.tag=<2de>",
+                "data.vocab.user_symbols=[<2en>, <2de>]",
+            ],
+            "mixing.language_tags.en: missing: corpora.mono is translated in both directions",
+        ),
+    ],
+)
+def test_text_that_is_translated_back_needs_both_directions(options: list[str], said: str) -> None:
+    mono = "data.corpora={mono: {source: m, target: m, back_translate: {}}}"
+    with pytest.raises(UserError) as refused:
+        _read(mono, *options)
+    assert said in str(refused.value)

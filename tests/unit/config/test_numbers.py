@@ -176,6 +176,9 @@ NOTES = [
     ({"criterion": {"name": "distillation", "teacher": "t", "rate": 0.2}}, ("criterion.rate",)),
     ({"criterion": {"name": "model_and_base", "base": {
         "name": "distillation", "teacher": "t", "queue_size": 9}}}, ("criterion.base.queue_size",)),
+    ({"criterion": {"name": "minimum_risk"}}, ("criterion.name",)),
+    ({"criterion": {"name": "minimum_risk", "search": "beam", "temperature": 2.0},
+      "train": {"init_from": "r"}}, ("criterion.temperature",)),
     ({"scheduler": {"name": "cosine", "min_lr": 0.1}, "optimizer": {"lr": 0.01}}, (
         "scheduler.min_lr",)),
     ({"scheduler": {"name": "linear", "total_updates": 9000}, "train": {"max_updates": 9001}}, (

@@ -22,6 +22,7 @@ AXES: list[dict[str, Any]] = [
     {},
     {"moe": {"every": 1, "num_experts": 2, "capacity_factor": None}, "norm": "rms"},
     {"decoder_mixer": "retention", "positions": "none", "norm_position": "pre"},
+    {"decoder_mixer": {"name": "dilated", "segment_lengths": [2, 6], "dilations": [1, 2]}},
     {"share_embeddings": "none", "embedding_dim": 8, "positions": "rotary", "num_kv_heads": 1},
     {"norm_position": "deepnorm", "activation": "swiglu", "positions": "alibi"},
     {"norm_position": "subln", "output_bias": True, "decoder_repeats": 2, "attention_window": 2},

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 import ds_seq
@@ -196,6 +196,21 @@ def test_an_import_learns_and_what_it_learned_is_exported(imported, tmp_path):
     with torch.no_grad():
         logits = again.model(batch.inputs).logits
     assert float(cross_entropy(logits, batch.labels[batch.mask])) < losses[-2]
+
+
+@pytest.mark.parametrize("kept", ["embed_tokens", "output_projection"])
+def test_tied_tables_of_fsmt_may_be_stored_under_either_name(kept, tmp_path):
+    """Versions of transformers differ in which one they leave out."""
+    folder = _copy(tmp_path, "fsmt")
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model.decoder.{name}.weight" for name in ("embed_tokens", "output_projection")]
+    (table,) = [tensors.pop(name) for name in names if name in tensors][:1]
+    tensors[f"model.decoder.{kept}.weight"] = table
+    save_file(tensors, folder / "model.safetensors")
+    found, expected = (
+        import_folder(each, "x", Languages("en", "de")).model for each in (folder, FOLDERS / "fsmt")
+    )
+    assert torch.equal(found.target_embedding.weight, expected.target_embedding.weight)
 
 
 def test_every_tensor_is_accounted_for(imported):

@@ -15,13 +15,16 @@ import torch
 import ds_seq
 from ds_seq.commands.export import main
 from ds_seq.errors import UserError
+from ds_seq.models import build_model
 from ds_seq.models.build import build_seq2seq
 from ds_seq.runs.export import export, write_export
 from ds_seq.runs.formats.huggingface.exporting import HuggingFaceExporter
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
+from ds_seq.text.build import train_tokenizers
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 from tests.batches import score
+from tests.data.fairseq import data_section, write_recorded
 from tests.unit.runs.made import experiment, write_run
 
 T5 = {
@@ -142,3 +145,64 @@ def test_how_experts_are_trained_does_not_matter(vocab):
     moe = {"num_experts": 4, "top_k": 2, "drop": "random", "noise": "gumbel", "output_masking": 0.2}
     config = experiment({"max_positions": 32, **NLLB, "moe": moe}, vocab={"size": len(vocab)})
     HuggingFaceExporter(config, Tokenizers.shared(vocab))
+
+
+OFFSET = {"positions": SINES, "share_embeddings": "decoder"}
+
+
+def _of_fairseq(folder: Path, section: dict[str, Any], **options: Any) -> tuple[Any, Tokenizers]:
+    """An experiment with the dictionaries of two languages, and their merges."""
+    write_recorded(folder)
+    data = data_section(folder, "bpe", folder / "data")
+    for side in ("source", "target"):
+        data["vocab"][side]["fairseq"] |= {"moses": True, **options}
+    vocab = {"name": "fairseq_dict", **data["vocab"]}
+    config = experiment({"max_positions": 64, **section}, vocab=vocab)
+    return config, train_tokenizers(config.data, [])
+
+
+@pytest.mark.parametrize(
+    "section",
+    [OFFSET, {"positions": "learned", "share_embeddings": "none"}, {"share_embeddings": "decoder"}],
+    ids=["decoder", "none, learned", "other sinusoids"],
+)
+def test_two_dictionaries_become_those_of_fsmt(section: dict[str, Any], tmp_path: Path) -> None:
+    config, tokenizers = _of_fairseq(tmp_path / "text", section)
+    model = build_model(config.model, tokenizers.sizes, 1, 0, seed=1)
+    model.requires_grad_(False).eval()
+    write_export(model, config, tokenizers, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out", "best", form="hf")
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (settings["model_type"], settings["langs"]) == ("fsmt", ["en", "de"])
+    read = import_folder(tmp_path / "out", "again", Languages())
+    text = (tmp_path / "text" / "text.en").read_text(encoding="utf-8").splitlines()[:20]
+    for own, written in zip(tokenizers, read.tokenizers, strict=True):
+        assert own.encode_lines(text) == written.encode_lines(text)
+        decoded = [[side.decode(side.encode(line)) for line in text] for side in (own, written)]
+        assert _joined(decoded[0]) == _joined(decoded[1])
+    write_export(read.model, read.config, read.tokenizers, tmp_path / "back")
+    limits = {"beam": 3, "max_len_a": 0.0, "max_len_b": 12}
+    first, second = (ds_seq.load(tmp_path / name) for name in ("run", "back"))
+    found = [_joined(model.translate(text, **limits)) for model in (first, second)]
+    assert found[0] == found[1]
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Lines without spaces: FSMT has none after `<unk>`."""
+    return [line.replace(" ", "") for line in lines]
+
+
+def test_two_vocabularies_that_fsmt_lacks_are_refused(tmp_path: Path) -> None:
+    for options, message in (
+        ({"moses": False}, r"data\.vocab\.fairseq\.moses: false, but FSMT always tokenizes"),
+        ({"codes": None}, r"data\.vocab\.fairseq\.codes: is missing, but FSMT splits"),
+    ):
+        with pytest.raises(UserError, match=message):
+            HuggingFaceExporter(*_of_fairseq(tmp_path / "text", OFFSET, **options))
+    codes = tmp_path / "text" / "codes"
+    old = tmp_path / "old"
+    old.write_text(codes.read_text(encoding="utf-8").replace("0.2", "0.1", 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"codes: are of version 0\.1 of subword-nmt"):
+        HuggingFaceExporter(*_of_fairseq(tmp_path / "text", OFFSET, codes=str(old)))
+    with pytest.raises(UserError, match="pre"):
+        HuggingFaceExporter(*_of_fairseq(tmp_path / "text", {**OFFSET, **PRE}))

@@ -162,6 +162,7 @@ def check_written(
     tokenizers: Tokenizers,
     languages: Languages,
     dtype: torch.dtype,
+    lines: Sequence[str],
 ) -> str:
     """Read a written folder back, and compare it with the model; with transformers, if installed.
 
@@ -171,6 +172,7 @@ def check_written(
         tokenizers: our tokenizers.
         languages: languages of source and target.
         dtype: number format of the folder.
+        lines: text to compare on.
 
     Returns:
         What was compared, a sentence.
@@ -179,18 +181,18 @@ def check_written(
         UserError: texts are read in another way, or logits differ.
     """
     read = import_folder(folder, "written", languages)
-    lines = sample_lines(tokenizers)
-    for line in lines:
-        ids, again = (side.source.encode(line) for side in (tokenizers, read.tokenizers))
-        if ids != again:
-            raise UserError(
-                f"{folder}: {line!r} is read as {again} instead of {ids}; nothing is written"
-            )
+    for own, written in zip(tokenizers, read.tokenizers, strict=True):
+        for line in lines:
+            ids, again = own.encode(line), written.encode(line)
+            if ids != again:
+                raise UserError(
+                    f"{folder}: {line!r} is read as {again} instead of {ids}; nothing is written"
+                )
     twins = [copy.deepcopy(each).to(dtype).double().eval() for each in (model, read.model)]
     symbols = tokenizers.target.symbols
     for line in lines:
-        ids = tokenizers.source.encode(line)[:_LONGEST]
-        inputs = inputs_of(tokenizers.source.symbols.framed(ids), [symbols.start, *ids])
+        ids, target = (side.encode(line)[:_LONGEST] for side in tokenizers)
+        inputs = inputs_of(tokenizers.source.symbols.framed(ids), [symbols.start, *target])
         with torch.no_grad():
             ours, theirs = (twin(inputs).logits for twin in twins)
         if not torch.allclose(ours, theirs, atol=_ROUNDED * float(ours.abs().max())):

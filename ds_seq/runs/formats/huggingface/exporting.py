@@ -24,17 +24,20 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
-from ds_seq.runs.formats.huggingface.comparison import check_written
+from ds_seq.runs.formats.huggingface.comparison import check_written, sample_lines
 from ds_seq.runs.formats.huggingface.describe import Described, describe
 from ds_seq.runs.formats.huggingface.mapping import Names, Orders
 from ds_seq.runs.formats.huggingface.moe_exporting import ARCHITECTURES as MOE_ARCHITECTURES
 from ds_seq.runs.formats.huggingface.moe_exporting import check_experts, moe_settings
 from ds_seq.runs.formats.huggingface.origin import Origin, languages_of
+from ds_seq.runs.formats.huggingface.sided_vocabulary import check_sides, save_sides
 from ds_seq.runs.formats.huggingface.vocabulary import save_vocabulary
 from ds_seq.runs.open import DTYPES
+from ds_seq.text.moses import Moses
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 from ds_seq.weights.fill import model_tensors
 
+FSMT = "fsmt"
 # of several names for one activation, the first
 _PLAIN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 _GATES = {ours: f"gated-{theirs}" for theirs, ours in reversed(GATED.items())}
@@ -44,7 +47,7 @@ _WITH_POSITIONS = {
     "marian": ("sinusoidal", "learned"),
     "pegasus": ("sinusoidal", "learned"),
     "m2m_100": ("sinusoidal",),
-    "fsmt": ("sinusoidal", "learned"),
+    FSMT: ("sinusoidal", "learned"),
     "t5": ("buckets",),
     "mt5": ("buckets",),
     NLLB_MOE: ("sinusoidal",),
@@ -62,7 +65,7 @@ _ARCHITECTURES = {
     "marian": "MarianMTModel",
     "pegasus": "PegasusForConditionalGeneration",
     "m2m_100": "M2M100ForConditionalGeneration",
-    "fsmt": "FSMTForConditionalGeneration",
+    FSMT: "FSMTForConditionalGeneration",
     "t5": "T5ForConditionalGeneration",
     "mt5": "MT5ForConditionalGeneration",
     **MOE_ARCHITECTURES,
@@ -88,13 +91,11 @@ class HuggingFaceExporter:
         if not isinstance(model, TransformerConfig):
             raise UserError(f"model.name: transformers has no {model.name!r}; use another --format")
         self._origin = Origin(tokenizers)
-        if not config.data.vocab.joint and self._origin.kind != "fsmt":
-            raise UserError(
-                "data.vocab.joint: false: of two vocabularies, transformers has only those of "
-                "FSMT, which an imported model keeps; use another --format"
-            )
+        is_sided = not config.data.vocab.joint
+        if is_sided and self._origin.kind is None:
+            check_sides(tokenizers)
         self._config, self._model, self._tokenizers = config, model, tokenizers
-        self._kind = _family(model, self._origin.kind)
+        self._kind = FSMT if is_sided else _family(model, self._origin.kind)
         kinds = _WITH_POSITIONS[self._kind]
         if model.positions.name not in kinds:
             raise UserError(
@@ -132,7 +133,7 @@ class HuggingFaceExporter:
             if f"{stack}.positions.weight" not in ours:
                 described.names.pop(f"{stack}.positions.weight", None)
         theirs |= _turned_around(described.names, ours, self._origin.orders)
-        if self._kind == "fsmt" and self._model.shares_output:
+        if self._kind == FSMT and self._model.shares_output:
             theirs[OUTPUT_TABLE] = theirs[TARGET_TABLE].clone()
         if self._kind in ("bart", "mbart", "marian", "pegasus"):
             theirs.setdefault("final_logits_bias", torch.zeros(1, len(self._tokenizers.target)))
@@ -143,18 +144,28 @@ class HuggingFaceExporter:
         _write(folder / "config.json", settings)
         _write(folder / "generation_config.json", self._generation())
         data, languages = self._config.data, languages_of(self._config)
+        lines = sample_lines(tokenizers)
         if self._origin.kind is not None:
             self._origin.save_vocabulary(folder, languages)
+        elif self._kind == FSMT:
+            save_sides(tokenizers, folder, (data.source_lang, data.target_lang))
+            # FSMT also makes punctuation plain: text in which it is plain is the same for both
+            lines = [Moses(data.source_lang, "--format hf").normalize(line) for line in lines]
         else:
             save_vocabulary(tokenizers, folder, self._kind, (data.source_lang, data.target_lang))
-        return check_written(folder, model, tokenizers, languages, precision)
+        return check_written(folder, model, tokenizers, languages, precision, lines)
 
     def _make_settings(self) -> dict[str, Any]:
         model, sizes = self._model, self._tokenizers.sizes
-        is_sided = self._kind == "fsmt"
-        vocabulary = {"vocab_size": sizes.target}
+        is_sided = self._kind == FSMT
+        vocabulary: dict[str, Any] = {"vocab_size": sizes.target}
         if is_sided:
-            vocabulary = {"src_vocab_size": sizes.source, "tgt_vocab_size": sizes.target}
+            languages = [self._config.data.source_lang, self._config.data.target_lang]
+            vocabulary = {
+                "src_vocab_size": sizes.source,
+                "tgt_vocab_size": sizes.target,
+                "langs": self._origin.settings.get("langs", languages),
+            }
         common: dict[str, Any] = {
             **(self._origin.settings if self._kind == self._origin.kind else {}),
             "model_type": self._kind,
@@ -237,7 +248,7 @@ class HuggingFaceExporter:
 
     def _stored_positions(self, model: Seq2SeqTransformer) -> dict[str, Tensor]:
         """Return tables of positions that a family computes, or may have stored."""
-        if self._kind not in ("marian", "pegasus", "fsmt"):
+        if self._kind not in ("marian", "pegasus", FSMT):
             return {}
         tables = {}
         for stack in ("encoder", "decoder"):
@@ -246,7 +257,7 @@ class HuggingFaceExporter:
             count, width = self._model.max_positions, self._model.d_model
             with torch.no_grad():
                 table = rows(torch.zeros(1, count, width), 0, count)[0]
-            if self._kind == "fsmt":  # its positions count from 2
+            if self._kind == FSMT:  # its positions count from 2
                 table = torch.cat([table.new_zeros(2, width), table])
             tables[_POSITIONS.format(stack)] = table
         return tables

@@ -69,7 +69,9 @@ def _tables_of_sides(facts: Facts, stored: Container[str]) -> Names:
     for ours, name in _OF_SIDES.items():
         if ours == "output.weight" and not facts.has_output:
             continue
-        there = next((each for each in (name, *_OF_SIDES.values()) if each in stored), name)
+        # the target's own tables first: that of the source is theirs only if all are one
+        places = (name, TARGET_TABLE, OUTPUT_TABLE, SOURCE_TABLE)
+        there = next((each for each in places if each in stored), name)
         names[ours] = [Part(there, is_table=True, is_source=ours.startswith("source"))]
     return names
 

@@ -1,0 +1,94 @@
+"""Build the encoder-decoder of LSTM layers from its config section."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ds_seq.config.model import RecurrentConfig
+from ds_seq.models.init import initialize
+from ds_seq.models.recurrent import RecurrentDecoder, RecurrentModel
+from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.lstm import INITIAL_SPREAD, Lstm
+from ds_seq.modules.lstm_decoder import DecoderLstm, SourceMemory, UniformLinear
+
+
+class _Table(TokenEmbedding):
+    """An embedding without a scale, with the initial values of LSTM layers."""
+
+    def draw_parameters(self) -> None:
+        """Draw a uniform distribution; the padding row is zero."""
+        nn.init.uniform_(self.weight, -INITIAL_SPREAD, INITIAL_SPREAD)
+        with torch.no_grad():
+            self.weight[self.pad_id].zero_()
+            if self.bias is not None:
+                self.bias.zero_()
+
+
+def build_recurrent(
+    cfg: RecurrentConfig,
+    vocab_size: int,
+    expert_parallel: int,
+    expert_parallel_rank: int,
+    seed: int,
+    pad_id: int = 1,
+    source_vocab_size: int | None = None,
+) -> RecurrentModel:
+    """Build and initialize a recurrent model; for the arguments, see `build_seq2seq`."""
+    with torch.random.fork_rng(devices=[]):  # constructors draw, too
+        target, source, output = _tables(cfg, vocab_size, source_vocab_size or vocab_size, pad_id)
+        model = RecurrentModel(
+            encoder=Lstm(
+                cfg.encoder_embedding_dim,
+                cfg.encoder_hidden_dim,
+                cfg.encoder_layers,
+                2 if cfg.bidirectional else 1,
+                cfg.dropout_of("encoder", "out"),
+                cfg.residual,
+            ),
+            decoder=_decoder(cfg),
+            target_embedding=target,
+            source_embedding=source,
+            output=output,
+            max_positions=cfg.max_positions,
+            dropout=(
+                cfg.dropout_of("encoder", "in"),
+                cfg.dropout_of("encoder", "out"),
+                cfg.dropout_of("decoder", "in"),
+            ),
+        )
+    initialize(model, seed)
+    return model
+
+
+def _decoder(cfg: RecurrentConfig) -> RecurrentDecoder:
+    hidden, dropout = cfg.decoder_hidden_dim, cfg.dropout_of("decoder", "out")
+    return RecurrentDecoder(
+        SourceMemory(cfg.source_dim, hidden, cfg.decoder_layers, cfg.attention),
+        DecoderLstm(
+            cfg.decoder_embedding_dim,
+            hidden,
+            cfg.decoder_layers,
+            dropout,
+            cfg.residual,
+            cfg.attention,
+            cfg.input_feeding,
+        ),
+        None if hidden == cfg.output_dim else UniformLinear(hidden, cfg.output_dim),
+        dropout,
+    )
+
+
+def _tables(
+    cfg: RecurrentConfig, vocab_size: int, source_vocab_size: int, pad_id: int
+) -> tuple[TokenEmbedding, TokenEmbedding | None, nn.Linear | None]:
+    """Make the tables of target, source and output; None for those that share the first."""
+    tied = cfg.output_bias and cfg.shares_output
+    target = _Table(vocab_size, cfg.decoder_embedding_dim, pad_id, scaled=False, biased=tied)
+    assert not cfg.shares_inputs or source_vocab_size == vocab_size, "one table has one size"
+    source = output = None
+    if not cfg.shares_inputs:
+        source = _Table(source_vocab_size, cfg.encoder_embedding_dim, pad_id, scaled=False)
+    if not cfg.shares_output:
+        output = UniformLinear(cfg.output_dim, vocab_size, bias=cfg.output_bias)
+    return target, source, output
