@@ -18,6 +18,7 @@ from ds_seq.config.load import load_experiment, read_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.schema import sections
 from ds_seq.errors import UserError
+from ds_seq.names import STACKS
 from tests.data.fairseq import write_recorded
 from tests.unit.compat.commands import COMMANDS, command
 
@@ -264,7 +265,7 @@ def test_convolutions_are_those_of_the_flags(data: Path) -> None:
         read = TransformerConfig(**model_of("--share-all-embeddings", data=data, arch=preset))
         ours = TransformerConfig(preset=preset)
         assert read.num_params(1000) == ours.num_params(1000)
-        for stack in ("encoder", "decoder"):
+        for stack in STACKS:
             ours_of, read_of = ours.convolution_of(stack), read.convolution_of(stack)
             assert ours_of is not None and read_of is not None
             dropouts = [
