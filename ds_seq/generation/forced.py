@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs, seq2seq_batch
 from ds_seq.data.shards import TokenBlock
-from ds_seq.data.text_batch import TextInputs, text_batch
+from ds_seq.data.text_batch import text_batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import Capture
@@ -74,7 +74,7 @@ def score_pairs(
 
 @torch.no_grad()
 def score_texts(
-    model: Callable[[TextInputs], ModelOutput],
+    model: Callable[..., ModelOutput],
     search: BeamSearch,
     pairs: Sequence[ForcedPair],
     device: torch.device,
