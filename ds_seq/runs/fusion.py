@@ -61,7 +61,7 @@ def with_language_model(
     if settings.lm is None:
         return search
     run = load_language_model(settings.lm, "--lm", tokenizer, device)
-    fusion = Fusion(run.seq2seq, settings.lm_weight, run.tokenizers.symbols.start)
+    fusion = Fusion(run.searched, settings.lm_weight, run.tokenizers.symbols.start)
     longest = run.card.max_positions
     if search.max_positions is not None:
         longest = min(longest, search.max_positions)
