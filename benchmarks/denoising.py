@@ -90,7 +90,7 @@ class Lab:
         return run
 
     def _train(self, config: Path, run: Path, settings: Sequence[str]) -> None:
-        if not any(line["kind"] == "end" for line in figures(run)):
+        if not any(line.get("reason") == "max_updates" for line in figures(run)):
             self.ds_seq("train", config, *settings, "--overwrite")
 
     def translations(self, run: Path) -> list[str]:

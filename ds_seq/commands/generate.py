@@ -201,6 +201,8 @@ def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
 def _read_test_split(generation: _Generation, reference: str | None, output: str) -> _Text:
     """Read the test text, with the tags that the experiment gives it unless an option does."""
     card = generation.card
+    if card.reads_prompts:
+        raise UserError(f"--input: missing: {card.name} is a language model; give it prompts")
     if not card.test:
         raise UserError("data.raw.test: is empty; give --input FILE")
     check_writable(output, chain.from_iterable(card.test))
@@ -236,7 +238,7 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
         # a tag of the target says the language, too
         tags=translator.tags if steering.target_tag is None else None,
         tagged=languages.tagger(first.card),
-        long_lines=args.long_lines,
+        long_lines=args.long_lines or translator.long_lines,
         form=args.format,
         workers=default_workers(device) if args.workers is None else args.workers,
         steps=build_steps(args, runs, translator.limits, device, spelling),
@@ -306,7 +308,7 @@ def _conditions(generation: _Generation, text: _Text) -> Settings:
         "format": args.format,
         "n-best": args.n_best,
         **result_conditions(args),
-        "long-lines": args.long_lines,
+        "long-lines": generation.translator.long_lines,
         **{name: _digest(lines) for name, lines in generation.steering.conditions.items()},
         **{name: _digest(lines) for name, lines in generation.languages.conditions.items()},
         **{

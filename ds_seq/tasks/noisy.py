@@ -23,9 +23,9 @@ from ds_seq.data.open import open_source
 from ds_seq.data.source import SOURCE, TARGET, Source
 from ds_seq.data.text import TextDataset
 from ds_seq.names import SideChoice
+from ds_seq.tasks import source_choice
 from ds_seq.tasks.denoising import NoisyText, NoisyTextTask
 from ds_seq.tasks.mix import text_parts
-from ds_seq.tasks.sources import source_choice
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 

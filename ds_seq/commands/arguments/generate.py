@@ -32,7 +32,8 @@ def build_parser() -> CommandParser:
     add_loading_arguments(parser)
     add_parts(parser)
     add_hang_seconds(parser)
-    add("--input", help="text, one sentence per line; - = standard input (default: data.raw.test)")
+    add("--input", help="text, one sentence per line, or prompts of a language model; - = standard "
+        "input (default: data.raw.test)")  # fmt: skip
     add("--output", default=STANDARD,
         help="file for the translations; unfinished results are in OUTPUT.partial (default: "
         "standard output)")  # fmt: skip
@@ -55,9 +56,10 @@ def build_parser() -> CommandParser:
         help="text: the best translation; tsv: line number, score, translation; jsonl: one object "
         "per input line; fairseq: the S-, T-, H-, D- and P-lines of fairseq-generate "
         "(default: %(default)s)")  # fmt: skip
-    add("--long-lines", choices=LONG_LINES, default="truncate",
+    add("--long-lines", choices=LONG_LINES,
         help="for input lines that are too long for the model: translate the start, leave the "
-        "output line empty, or stop with an error (default: %(default)s)")  # fmt: skip
+        "output line empty, or stop with an error (default: truncate; error for the prompts of a "
+        "language model)")  # fmt: skip
     add("--workers", type=int, metavar="N",
         help="number of batches that a process searches at the same time; on a CPU they share the "
         "threads (default: as many as there are threads, up to a limit; on a GPU 1)")  # fmt: skip

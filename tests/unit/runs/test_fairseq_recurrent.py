@@ -82,7 +82,11 @@ def test_a_model_is_taken_whole(
 @pytest.mark.parametrize(
     ("changes", "extra", "message"),
     [
-        ({"arch": "lstm_lm"}, {}, "--arch lstm_lm: only Transformers of fairseq can be imported"),
+        (
+            {"arch": "lstm_lm"},
+            {},
+            "--arch lstm_lm: only Transformers, lightconv and fconv of fairseq can be",
+        ),
         ({"encoder_hidden_size": None}, {}, "--encoder-hidden-size None: the checkpoint should"),
         ({"decoder_hidden_size": 9}, {}, "the arguments of the checkpoint say"),
         ({}, {"decoder.adaptive_softmax.head": torch.ones(2)}, "has decoder.adaptive_softmax.head"),

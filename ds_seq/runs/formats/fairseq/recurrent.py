@@ -18,7 +18,8 @@ from ds_seq.errors import UserError
 from ds_seq.names import LSTM_PARAMETERS
 from ds_seq.runs.formats.imported import Entry
 
-ARCHITECTURES = tuple(RECURRENT_PRESETS)
+RECURRENT = tuple(RECURRENT_PRESETS)
+"""The architectures of fairseq."""
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _VERSIONS = ("encoder.version", "decoder.version")
 _NUMBERS = {
