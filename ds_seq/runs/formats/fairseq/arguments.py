@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_seq.compat.fairseq.command import BY_DEST, Given
+from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV
 from ds_seq.compat.fairseq.flag import changes, numbers
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
@@ -118,12 +119,16 @@ def given_model(arguments: Mapping[str, Any]) -> Given:
             value = _numbers(value)
         if value is None:
             continue
-        if flag in MODEL_FLAGS and flag.kind in ("int", "float"):
+        is_list = dest.endswith("_layers") and str(arguments.get("arch")).startswith(FCONV)
+        if flag in MODEL_FLAGS and flag.kind in ("int", "float") and not is_list:
             _check_number(flag.names[0], value)
         values[dest] = value
     arch = str(values.get("arch", "transformer"))
-    if not arch.startswith("transformer"):
-        raise UserError(f"import: --arch {arch}: only Transformers of fairseq can be imported")
+    if not arch.startswith(("transformer", LIGHTCONV, FCONV)):
+        raise UserError(
+            f"import: --arch {arch}: only Transformers, lightconv and fconv of fairseq can be "
+            "imported"
+        )
     # a checkpoint has the values themselves, so the name of the architecture adds nothing
     return Given(values)
 
