@@ -159,7 +159,9 @@ def read(lines: list[str], folder: Path) -> None:
         ids = tokenizer(line)["input_ids"]
         target = [start, *(i % size for i in ids)]
         inputs = {"input_ids": torch.tensor([ids]), "decoder_input_ids": torch.tensor([target])}
+        torch.set_default_dtype(model.dtype)  # version 4 makes masks in the default
         logits = model(**inputs, use_cache=False).logits[0]
+        torch.set_default_dtype(torch.float32)
         found.append((ids, target, logits.double()))
     torch.save(found, folder / "read.pt")
 

@@ -18,14 +18,14 @@ _TASK = "language_modeling"
 
 
 def load_language_model(
-    name: str, option: str, tokenizer: Tokenizer, device: torch.device
+    name: str, option: str, tokenizer: Tokenizer | None, device: torch.device
 ) -> LoadedRun:
     """Load a language model for texts of a target.
 
     Args:
         name: its run folder or export.
         option: the option that named it, for messages.
-        tokenizer: tokenizer of the target.
+        tokenizer: tokenizer of the target whose ids it is to read; None: it reads text.
         device: device of the model.
 
     Raises:
@@ -36,7 +36,7 @@ def load_language_model(
         raise UserError(
             f"{option} {name}: is a model of task {run.card.task}; give one of task {_TASK}"
         )
-    if run.tokenizers.target.fingerprint != tokenizer.fingerprint:
+    if tokenizer is not None and run.tokenizers.target.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{option} {name}: has another vocabulary than the target of the translation; copy "
             "its vocabulary to data.dir of the language model before `ds-seq prepare`"
