@@ -54,6 +54,8 @@ def run_translator(
     prompts = runs[0].card.reads_prompts
     if len({run.card.reads_prompts for run in runs}) > 1:
         raise UserError("language models and translation models cannot search together")
+    if prompts and settings.lm is not None:
+        raise UserError("--lm: takes part in translation, not in the continuation of a prompt")
     if prompts:  # at least one token follows
         search, longest = replace(search, prompts=True), limits.max_source_length - 1
         limits = replace(limits, max_source_length=longest)

@@ -108,6 +108,8 @@ def test_prompts_are_continued_and_text_is_measured(lab: Path, capsys: Capture) 
         (["perplexity", "RUN", "--input", "VALID", "--block-tokens", "25"], "takes 24 tokens"),
         (["perplexity", "RUN", "--input", "VALID", "--context-window", "12"], "leaves no token"),
         (["perplexity", "RUN", "--input", "ONE"], "has only 1 token"),
+        (["export", "RUN", "--out", "OUT", "--format", "ctranslate2"], "has no 'decoder_only'"),
+        (["export", "RUN", "--out", "OUT", "--format", "hf"], "writes no model 'decoder_only'"),
         (["rescore", "RUN", "--source", "VALID", "--hypotheses", "VALID"], "is a language model"),
     ],
 )
@@ -116,7 +118,13 @@ def test_mistakes_get_one_line(
 ) -> None:
     (lab / "long.txt").write_text("This game is a game. " * 20)
     (lab / "one.txt").write_text("\n")
-    places = {"RUN": "run", "VALID": "valid.txt", "LONG": "long.txt", "ONE": "one.txt"}
+    places = {
+        "RUN": "run",
+        "VALID": "valid.txt",
+        "LONG": "long.txt",
+        "ONE": "one.txt",
+        "OUT": "out",
+    }
     words = [str(lab / places[word]) if word in places else word for word in command]
     assert main(words) == 2
     error = capsys.readouterr().err
