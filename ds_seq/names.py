@@ -71,6 +71,9 @@ AttentionKind = Literal["encoder", "decoder", "cross"]
 """Self-attention of each stack, and the decoder's attention to the source."""
 ATTENTION_KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
 
+LSTM_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+"""Parameters of an LSTM layer as PyTorch names them: for its input and for its state."""
+
 # Experts.
 Noise = Literal["none", "jitter", "gumbel"]
 NOISES: tuple[Noise, ...] = get_args(Noise)

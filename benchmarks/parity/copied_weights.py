@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ds_seq.config.model import ConvolutionalConfig, ModelConfig, TransformerConfig
+from ds_seq.config.model import ConvolutionalConfig, ModelConfig, RecurrentConfig, TransformerConfig
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models import build_model
 from ds_seq.models.stack import Stack, SubLayer, TransformerLayer
@@ -49,6 +49,8 @@ class Part(NamedTuple):
     """Rows of theirs that are left out, of positions before the first."""
     last_first: bool = False
     """Whether their last dimension is our first, of kernels."""
+    columns: slice = slice(None)
+    """Columns of theirs that are taken, of matrices."""
 
 
 Names = dict[str, list[Part]]
@@ -90,7 +92,7 @@ def _decoder_alone(model: Any) -> nn.Module:
 def _joined(theirs: dict[str, Tensor], parts: list[Part], invert: bool) -> Tensor:
     joined = []
     for part in parts:
-        tensor = theirs[part.name][part.skip :]
+        tensor = theirs[part.name][part.skip :][..., part.columns]
         tensor = tensor.movedim(-1, 0) if part.last_first else tensor
         joined.append(tensor * (1.0 / part.factor if invert else part.factor))
     return torch.cat(joined)
@@ -102,6 +104,8 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
     cfg: ModelConfig
     if section.get("name") == "convolutional":
         cfg = ConvolutionalConfig.model_validate(section)
+    elif section.get("name") == "recurrent":
+        cfg = RecurrentConfig.model_validate(section)
     else:
         cfg = TransformerConfig.model_validate({**_SIZES, **section})
     model: Any = build_model(cfg, VOCAB, 1, 0, seed=1).double().eval()
@@ -151,17 +155,20 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).detach().abs().max() / theirs.abs().max())
 
 
-def report(cases: Cases, python: str, side: Path) -> int:
+def report(cases: Cases, python: str, side: Path, *options: str) -> int:
     """Print the errors of all cases; return 1 if one is above the limit.
 
     Args:
         cases: the cases.
         python: interpreter that has the peer.
         side: script of the peer's side; prints its version as JSON.
+        *options: further arguments of the script.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "theirs.safetensors"
-        done = subprocess.run([python, str(side), str(out)], check=True, capture_output=True)
+        done = subprocess.run(
+            [python, str(side), str(out), *options], check=True, capture_output=True
+        )
         versions = json.loads(done.stdout.splitlines()[-1])
         tensors = load_file(out)
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run
 
 HERE = Path(__file__).parent
+_TRAINED = "--optimizer adam --max-tokens 4000"
 _TINY = (
     "--arch transformer --encoder-embed-dim {width} --encoder-ffn-embed-dim 12 --encoder-layers 2 "
     "--decoder-layers 3 --encoder-attention-heads 2 --decoder-attention-heads 2 --optimizer adam "
@@ -45,6 +46,16 @@ _LEARNED = (
     "--encoder-learned-pos --decoder-learned-pos --max-source-positions 300 "
     "--max-target-positions 300"
 )
+# no dynamic kernel is longer than the texts: fairseq's softmax over one then depends on the length,
+# though not when it translates
+_CONVOLUTIONS = (
+    "--arch lightconv --encoder-kernel-size-list [3,5] --decoder-kernel-size-list [3,4,5]"
+)
+_GATED = (
+    "--arch fconv --encoder-embed-dim WIDTH --decoder-embed-dim WIDTH "
+    "--max-source-positions 200 --max-target-positions 200 "
+    "--encoder-layers [(WIDTH,3),(12,4)] --decoder-layers [(WIDTH,3),(16,2)]"
+)
 VARIANTS: Mapping[str, str] = {
     "post": "--share-all-embeddings",
     "pre": _PRE,
@@ -52,6 +63,11 @@ VARIANTS: Mapping[str, str] = {
     "learned": f"{_PRE} {_LEARNED} --layernorm-embedding",
     "none": "--activation-fn gelu_accurate --no-token-positional-embeddings",
     "old": f"--old {_PRE} --share-all-embeddings",
+    "lightweight": f"{_CONVOLUTIONS} --encoder-conv-type lightweight --decoder-conv-type "
+    "lightweight --share-all-embeddings",
+    "dynamic": f"{_CONVOLUTIONS} {_PRE} --encoder-glu False --encoder-conv-dim 16",
+    "fconv": f"{_GATED} --decoder-out-embed-dim 16",
+    "fconv_shared": f"{_GATED} --decoder-out-embed-dim WIDTH --share-input-output-embed",
     "languages": "--task translation_multi_simple_epoch --lang-pairs en-de,de-en --langs en,de "
     "--encoder-langtok src --decoder-langtok --share-all-embeddings",
 }
@@ -87,6 +103,11 @@ RECORDED = (
 _SENTENCES = 20
 
 
+def _with_width(variants: Mapping[str, str], width: int) -> Iterator[tuple[str, str]]:
+    for name, flags in variants.items():
+        yield name, flags.replace("WIDTH", str(width))
+
+
 class Sides:
     """Runs both sides.
 
@@ -111,10 +132,11 @@ class Sides:
     def differences(self, variants: Mapping[str, str], fork: Path | None) -> dict[str, float]:
         """Return the largest difference of a logit of each variant."""
         source, target = self._languages
-        tiny = _TINY.format(width=self._width)
+        tiny = {False: _TINY.format(width=self._width), True: _TRAINED}
         pair = f"-s {source} -t {target}"  # which a training with several pairs does not accept
         flags = {
-            n: f"{tiny} {'' if '--lang-pairs' in f else pair} {f}" for n, f in variants.items()
+            n: f"{tiny['--arch fconv' in f]} {'' if '--lang-pairs' in f else pair} {f}"
+            for n, f in _with_width(variants, self._width)
         }
         listed = self._folder / "variants.json"
         listed.write_text(json.dumps(flags), encoding="utf-8")
@@ -178,6 +200,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("--fork", "--with-adapters", "--newest"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--run", type=Path, action="append", default=[])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these of fairseq's")
     parser.add_argument("--only-runs", action="store_true", help="compare translations only")
     parser.add_argument("--record", type=Path, help="write the data of the tests into this .tar.xz")
     options = parser.parse_args(argv)
@@ -185,7 +208,8 @@ def main(argv: Sequence[str]) -> int:
         is_recording = options.record is not None
         languages = (options.languages[0], options.languages[1])
         sides = Sides(options.python, options.data, languages, Path(name), is_recording)
-        found = {} if options.only_runs else sides.differences(VARIANTS, None)
+        variants = {name: VARIANTS[name] for name in options.variants or VARIANTS}
+        found = {} if options.only_runs else sides.differences(variants, None)
         of_forks = (
             (OF_FORK, options.fork),
             (WITH_ADAPTERS, options.with_adapters),
@@ -197,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
         for title, difference in found.items():
             print(f"{title:20} {difference:.1e}", flush=True)
         if is_recording:
-            _record(Path(name), options.record)
+            _record(Path(name), options.record, options.variants or RECORDED)
             return 0
         worst = max(found.values(), default=0.0)
         is_equal = True
@@ -214,14 +238,14 @@ def main(argv: Sequence[str]) -> int:
     return 0 if worst <= TOLERANCE and is_equal else 1
 
 
-def _record(folder: Path, out: Path) -> None:
+def _record(folder: Path, out: Path, recorded: Sequence[str]) -> None:
     """Write the checkpoints and logits that the tests compare with."""
-    for name in RECORDED:
+    for name in recorded:
         values = torch.load(folder / f"{name}.logits.pt")
         torch.save([each.float() for each in values], folder / f"{name}.logits.pt")
     with tarfile.open(out, "w:xz", preset=9) as archive:
         archive.add(folder / "pairs.json", "pairs.json")
-        for name in RECORDED:
+        for name in recorded:
             for suffix in (".pt", ".logits.pt"):
                 archive.add(folder / f"{name}{suffix}", f"{name}{suffix}")
 

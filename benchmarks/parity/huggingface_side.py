@@ -24,6 +24,7 @@ from huggingface_models import MODELS, Made
 
 _UPDATES, _LINES, _BATCH = 1000, 12, 50
 MAX_LENGTH = 40
+_VERSION = int(transformers.__version__.partition(".")[0])
 
 
 def _inputs(tokenizer: Any, lines: list[str]) -> dict[str, torch.Tensor]:
@@ -79,6 +80,10 @@ def _train(made: Made, lines: list[str]) -> None:
 
 @torch.no_grad()
 def _expected(made: Made, lines: list[str]) -> dict[str, Any]:
+    """Return what transformers makes of the lines.
+
+    The search of FSMT in transformers 4 differs from its own forward pass, so it is left out.
+    """
     inputs = _inputs(made.tokenizer, lines)
     labels = _labels(made, inputs)
     logits = _run(made, inputs, labels).double()
@@ -91,7 +96,7 @@ def _expected(made: Made, lines: list[str]) -> dict[str, Any]:
                 length_penalty=1.0, early_stopping=True, **made.search,
             ),
         )
-        for beam in (1, 4)
+        for beam in ((1, 4) if made.target_ids is None or _VERSION >= 5 else ())
     }  # fmt: skip
     return {
         "lines": lines,
@@ -120,8 +125,7 @@ def _answers(made: Made, rows: torch.Tensor) -> list[str | None]:
 
 def known_names() -> list[str]:
     """Return the architectures that this version computes rightly: 5 does not NLLB-MoE."""
-    is_right = int(transformers.__version__.partition(".")[0]) < 5
-    return [each for each in MODELS if is_right or each != "nllb_moe"]
+    return [each for each in MODELS if _VERSION < 5 or each != "nllb_moe"]
 
 
 def main(text: str, out: str, names: list[str]) -> None:
@@ -155,7 +159,9 @@ def read(lines: list[str], folder: Path) -> None:
         ids = tokenizer(line)["input_ids"]
         target = [start, *(i % size for i in ids)]
         inputs = {"input_ids": torch.tensor([ids]), "decoder_input_ids": torch.tensor([target])}
+        torch.set_default_dtype(model.dtype)  # version 4 makes masks in the default
         logits = model(**inputs, use_cache=False).logits[0]
+        torch.set_default_dtype(torch.float32)
         found.append((ids, target, logits.double()))
     torch.save(found, folder / "read.pt")
 

@@ -1,6 +1,6 @@
-"""SubLN, DeepNorm, multiway, xPos and retention, compared with TorchScale.
+"""SubLN, DeepNorm, multiway, xPos, retention and dilated attention, compared with TorchScale.
 
-    python benchmarks/parity/torchscale_axes.py --python VENV/bin/python
+    python benchmarks/parity/torchscale_axes.py --python VENV/bin/python [--longnet]
 
 TorchScale deviates in its DeepNorm decoder, whose norms stay in front (corrected in
 torchscale_side.py), and in encoders with xPos, whose scores grow with the distance to later keys;
@@ -11,6 +11,10 @@ The three forms of its retention divide by different numbers before the norm of 
 they agree only as far as that norm's epsilon does not matter. Its parallel form is compared as it
 is, the others with an epsilon of next to nothing. What they deviate by with its own epsilon is
 printed, too.
+
+LongNet is in TorchScale's repository, not in its releases. It is compared in a decoder: where texts
+are filled up in an encoder, the filling takes part there. Heads take their offsets in groups there
+and in turn here, which is the same if the dilation is the number of heads.
 """
 
 from __future__ import annotations
@@ -124,6 +128,17 @@ def _retention(eps: float, chunk: int | None = None) -> dict[str, Any]:
     }
 
 
+def _dilated(segment_lengths: list[int], dilations: list[int]) -> dict[str, Any]:
+    """Return the fields of a model whose decoder is a LongNet."""
+    segments = {"segment_lengths": segment_lengths, "dilations": dilations}
+    return {
+        **_COMMON,
+        "norm_position": "pre",
+        "positions": "none",
+        "decoder_mixer": {"name": "dilated", **segments},
+    }
+
+
 _TINY = 1e-14
 _COMMON = {"activation": "gelu", "embedding_scale": False}
 CASES: Cases = {
@@ -146,6 +161,10 @@ CASES: Cases = {
     "retnet, no eps, recurrent": (_retention(_TINY), _retnet("decoder.")),
     "retnet, no eps, chunkwise": (_retention(_TINY, chunk=7), _retnet()),
 }
+LONGNET: Cases = {
+    "longnet, one segment": (_dilated([64], [1]), _decoder()),
+    "longnet, two lengths": (_dilated([8, 64], [1, 4]), _decoder()),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -154,7 +173,11 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--python", required=True, help="interpreter that has torchscale")
-    return report(CASES, parser.parse_args(argv).python, SIDE)
+    parser.add_argument("--longnet", action="store_true", help="compare LongNet instead")
+    args = parser.parse_args(argv)
+    if args.longnet:
+        return report(LONGNET, args.python, SIDE, "--longnet")
+    return report(CASES, args.python, SIDE)
 
 
 if __name__ == "__main__":

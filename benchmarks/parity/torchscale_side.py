@@ -1,17 +1,20 @@
 """torchscale_axes.py: models of TorchScale, run by the interpreter of their own environment.
 
-    python torchscale_side.py OUT.safetensors
+    python torchscale_side.py OUT.safetensors [--longnet]
 
 TorchScale imports fairscale and timm for wrappers and for drop path; neither is used here, so that
 empty stand-ins do. Its DeepNorm decoder keeps norms in front of the sub-layers, which is corrected
-here.
+here. Its dilated attention calls flash-attn, in whose place the definition stands here, and takes
+the weights of its mix as constants, which is undone.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,43 @@ def _retnet(eps: float, chunk: int | None = None) -> nn.Module:
     return RetNetDecoder(config, embed_tokens=TextEmbedding(VOCAB, WIDTH))
 
 
+def _longnet(segment_length: str, dilated_ratio: str) -> nn.Module:
+    # not in the releases
+    from torchscale.component import dilated_attention, multihead_attention
+    from torchscale.model.LongNet import LongNetDecoder
+
+    multihead_attention.flash_attn_func = _flash
+    dilated_attention.torch = _WithGradients()
+    config = DecoderConfig(
+        **_DECODER,
+        no_output_layer=True,
+        subln=False,
+        flash_attention=True,
+        segment_length=segment_length,
+        dilated_ratio=dilated_ratio,
+    )
+    return LongNetDecoder(config, embed_tokens=TextEmbedding(VOCAB, WIDTH))
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: None, scale: None, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Attend like flash-attn: (B, T, H, Dh) -> the same, and logarithms of divisors (B, H, T)."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.size(-1))
+    assert causal and not dropout
+    scores = scores.masked_fill(torch.ones_like(scores).bool().triu(1), -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), value), scores.logsumexp(-1)
+
+
+class _WithGradients:
+    """Stands for torch, but that gradients pass where there would be none."""
+
+    no_grad = nullcontext
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
 class _Stepwise(nn.Module):
     """Runs a decoder token by token."""
 
@@ -118,6 +158,10 @@ CASES = {
     "retnet, parallel": lambda: _retnet(1e-6),
     "retnet, no eps, recurrent": lambda: _Stepwise(_retnet(TINY)),
     "retnet, no eps, chunkwise": lambda: _retnet(TINY, chunk=10),
+}
+LONGNET = {
+    "longnet, one segment": lambda: _longnet("[64]", "[1]"),
+    "longnet, two lengths": lambda: _longnet("[8,64]", "[1,4]"),
 }
 
 
@@ -172,15 +216,18 @@ def _disagreement() -> dict[str, str]:
     return found
 
 
-def main(out: str) -> None:
-    """Run all cases."""
+def main(out: str, *options: str) -> None:
+    """Run all cases, or those of LongNet."""
     found = {}
-    for case, make in CASES.items():
+    for case, make in (LONGNET if options else CASES).items():
         model = drawn(make())
         found[case] = (model, _run(model))
     save_cases(found, out)
+    if options:
+        print(json.dumps({"torchscale": "of its repository"}))
+        return
     print(json.dumps({"torchscale": version("torchscale"), **_disagreement()}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

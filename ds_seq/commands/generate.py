@@ -38,6 +38,7 @@ from ds_seq.commands.options import (
 from ds_seq.commands.results import add_result, check_results
 from ds_seq.commands.steering import Steering, read_steering
 from ds_seq.commands.target_languages import TargetLanguages, read_target_languages
+from ds_seq.commands.text_scores import TextScorer, check_scored, chosen_scorer
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
@@ -50,7 +51,7 @@ from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_translator
 from ds_seq.runs.open import default_dtype, weights_fingerprint
 from ds_seq.scores.languages import language_warning
-from ds_seq.scores.scoring import CorpusScore, Scorer
+from ds_seq.scores.scoring import CorpusScore
 from ds_seq.tasks.translation import format_samples, read_raw
 from ds_seq.text.lines import (
     STANDARD,
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
             if text is not None and text.reference is not None:
                 if not text.reference:
                     raise UserError("there is nothing to translate and score: the text is empty")
-                scorer = Scorer(generation.target_lang)
+                scorer = chosen_scorer(args, generation.target_lang)
                 warning = language_warning(text.reference, generation.target_lang)
                 if warning is not None and world.is_first:
                     print(f"ds-seq: warning: the reference {warning}", file=sys.stderr)
@@ -172,9 +173,8 @@ def _check_files(args: argparse.Namespace) -> None:
     texts = (args.input, args.reference, args.prefix, args.constraints, args.allowed)
     inputs = [*texts, args.target_langs, *args.runs]
     check_writable(args.output, inputs)
+    check_scored(args)
     if args.results is not None:
-        if args.input is not None and args.reference is None:
-            raise UserError("--results: there is no score without --reference; add it")
         check_results(args.results, [*inputs, args.output])
 
 
@@ -201,6 +201,8 @@ def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
 def _read_test_split(generation: _Generation, reference: str | None, output: str) -> _Text:
     """Read the test text, with the tags that the experiment gives it unless an option does."""
     card = generation.card
+    if card.reads_prompts:
+        raise UserError(f"--input: missing: {card.name} is a language model; give it prompts")
     if not card.test:
         raise UserError("data.raw.test: is empty; give --input FILE")
     check_writable(output, chain.from_iterable(card.test))
@@ -236,7 +238,7 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
         # a tag of the target says the language, too
         tags=translator.tags if steering.target_tag is None else None,
         tagged=languages.tagger(first.card),
-        long_lines=args.long_lines,
+        long_lines=args.long_lines or translator.long_lines,
         form=args.format,
         workers=default_workers(device) if args.workers is None else args.workers,
         steps=build_steps(args, runs, translator.limits, device, spelling),
@@ -254,7 +256,9 @@ def _stream(generation: _Generation) -> None:
     _report_untagged(generation, done.untagged)
 
 
-def _translate(generation: _Generation, text: _Text, scorer: Scorer | None, world: World) -> None:
+def _translate(
+    generation: _Generation, text: _Text, scorer: TextScorer | None, world: World
+) -> None:
     """Translate this process's share of a whole text; the first process writes and reports all."""
     args = generation.args
     any_rank = distributed.any_rank if args.expert_parallel > 1 else None
@@ -304,7 +308,7 @@ def _conditions(generation: _Generation, text: _Text) -> Settings:
         "format": args.format,
         "n-best": args.n_best,
         **result_conditions(args),
-        "long-lines": args.long_lines,
+        "long-lines": generation.translator.long_lines,
         **{name: _digest(lines) for name, lines in generation.steering.conditions.items()},
         **{name: _digest(lines) for name, lines in generation.languages.conditions.items()},
         **{
@@ -371,7 +375,7 @@ def _report_untagged(generation: _Generation, lines: Sequence[int]) -> None:
 
 
 def _finish(
-    args: argparse.Namespace, lines: list[Line], text: _Text, scorer: Scorer | None
+    args: argparse.Namespace, lines: list[Line], text: _Text, scorer: TextScorer | None
 ) -> list[CorpusScore]:
     """Write the output; print samples and scores, to stderr if stdout is the output.
 

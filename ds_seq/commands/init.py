@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         count_pairs(texts[split])
     if args.from_model is None and args.freeze:
         raise UserError("--freeze: is for --from-model; without it nothing is trained yet")
-    base = None if args.from_model is None else read_base(args.from_model)
+    base = None if args.from_model is None else read_base(args.from_model, languages)
     if base is None:
         text = _experiment(args, languages, raw, texts)
     else:

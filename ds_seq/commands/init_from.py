@@ -11,11 +11,11 @@ from pydantic import BaseModel
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
-from ds_seq.config.load import load_experiment
+from ds_seq.config.load import load_experiment, read_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.vocab import VocabConfig
 from ds_seq.errors import UserError
-from ds_seq.names import CONFIG_FILE
+from ds_seq.names import CONFIG_FILE, HUGGINGFACE, LOSS
 
 _HUGGING_FACE = "config.json"
 _LEARNING_RATE = "3e-5"
@@ -30,11 +30,13 @@ class Base(NamedTuple):
         folder: its run or export.
         config: its experiment.
         model: the section `model` of it.
+        is_run: whether it is one of ds_seq, not a folder of transformers.
     """
 
     folder: Path
     config: ExperimentConfig
     model: TransformerConfig
+    is_run: bool = True
 
 
 class Text(NamedTuple):
@@ -51,27 +53,39 @@ class Text(NamedTuple):
     freeze: list[str]
 
 
-def read_base(folder: Path) -> Base:
-    """Read the experiment of a trained or imported model.
+def read_base(folder: Path, languages: tuple[str, str]) -> Base:
+    """Read the experiment of a trained or imported model, or what a folder of transformers says.
+
+    Args:
+        folder: the folder.
+        languages: languages of source and target.
 
     Raises:
-        UserError: the folder has none; the message says what to do with that of another toolkit.
+        UserError: it is no folder of a model.
     """
     file = folder / CONFIG_FILE
     if not folder.is_dir():
         what = "is a file; give a run folder, or a folder that `ds-seq export` wrote"
         raise UserError(f"--from-model {folder}: {what if folder.exists() else 'no such folder'}")
-    if not file.is_file() and (folder / _HUGGING_FACE).is_file():
-        raise UserError(
-            f"--from-model {folder}: is a folder of transformers; import it once and give that: "
-            f"ds-seq import huggingface {folder} --out runs/{folder.name}"
-        )
-    if not file.is_file():
+    is_run = file.is_file() or not (folder / _HUGGING_FACE).is_file()
+    if is_run and not file.is_file():
         raise UserError(f"--from-model {folder}: has no {CONFIG_FILE}; give a run folder")
-    config = load_experiment(file)
+    config = load_experiment(file) if is_run else _of_transformers(folder, languages)
     if not isinstance(config.model, TransformerConfig):
         raise UserError(f"--from-model {folder}: is no Transformer; copy its {CONFIG_FILE} instead")
-    return Base(folder, config, config.model)
+    return Base(folder, config, config.model, is_run)
+
+
+def _of_transformers(folder: Path, languages: tuple[str, str]) -> ExperimentConfig:
+    data = {"source_lang": languages[0], "target_lang": languages[1], "dir": "data"}
+    return read_experiment(
+        {
+            "name": "base",
+            "data": data,
+            "model": {"name": HUGGINGFACE, "path": str(folder)},
+            "validation": {"metrics": [], "best": LOSS},
+        }
+    )
 
 
 def fine_tuning(
@@ -104,18 +118,13 @@ def fine_tuning(
         *raw,
         f"  max_source_length: {config.data.max_source_length}",
         f"  max_target_length: {config.data.max_target_length}",
-        "  vocab:",
-        *_changed(_vocabulary(base, languages), VocabConfig(), "    "),
+        *_model_lines(base, languages),
         "",
-        "model:",
-        *_changed(base.model, TransformerConfig(), "  "),
-        "",
-        "criterion: {name: cross_entropy, label_smoothing: 0.1}",
         f"optimizer: {{name: adamw, lr: {_LEARNING_RATE}, weight_decay: 0.01}}",
         f"scheduler: {{name: linear, warmup_updates: {min(500, updates // 10)}}}",
         "",
         "train:",
-        f"  init_from: {json.dumps(str(base.folder))}",
+        *([f"  init_from: {json.dumps(str(base.folder))}"] if base.is_run else []),
         *([f"  freeze: {json.dumps(text.freeze)}"] if text.freeze else []),
         f"  max_tokens: {batch}",
         "  clip_norm: 1.0",
@@ -123,8 +132,31 @@ def fine_tuning(
     ]
 
 
+def _model_lines(base: Base, languages: tuple[str, str]) -> list[str]:
+    """Return the lines of vocabulary, model and criterion.
+
+    A folder of transformers says itself what they are.
+    """
+    criterion = "criterion: {name: cross_entropy, label_smoothing: 0.1}"
+    if not base.is_run:
+        path = json.dumps(str(base.folder), ensure_ascii=False)
+        lines = ["", f"model: {{name: {HUGGINGFACE}, path: {path}}}"]
+        return lines if base.model.moe is not None else [*lines, "", criterion]
+    return [
+        "  vocab:",
+        *_changed(_vocabulary(base, languages), VocabConfig(), "    "),
+        "",
+        "model:",
+        *_changed(base.model, TransformerConfig(), "  "),
+        "",
+        criterion,
+    ]
+
+
 def generation_lines(base: Base) -> list[str]:
-    """Return the lines of the section `generation`."""
+    """Return the lines of the section `generation`; a folder of transformers has its own."""
+    if not base.is_run:
+        return []
     lines = _changed(base.config.generation, GenerationConfig(), "  ")
     return ["", "generation:", *lines] if lines else []
 

@@ -167,8 +167,11 @@ def _load(args: argparse.Namespace) -> _LineTranslator:
     translator = run_translator([run], settings, device, num_best=args.n_best)
     translator = replace(translator, tagged=TargetLanguages(args.target_lang).tagger(run.card))
     width = shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns
-    aligner = Aligner([run.seq2seq], run.tokenizers, translator.limits, device)
-    return _LineTranslator(translator, aligner if aligner.can_align() else None, width)
+    aligner = None
+    if not run.card.reads_prompts:
+        aligner = Aligner([run.seq2seq], run.tokenizers, translator.limits, device)
+    aligns = aligner is not None and aligner.can_align()
+    return _LineTranslator(translator, aligner if aligns else None, width)
 
 
 def _typed() -> Iterator[bytes]:

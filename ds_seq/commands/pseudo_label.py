@@ -35,6 +35,7 @@ from ds_seq.names import FILTER_METRICS
 from ds_seq.runs.card import StoredRun
 from ds_seq.runs.data import open_for_model, untagged_warning
 from ds_seq.runs.decoding import run_decoding
+from ds_seq.runs.fusion import with_language_model
 from ds_seq.runs.open import default_dtype, open_run
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.round_trip import rewriting
@@ -104,13 +105,16 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         untagged = None if tags or student else untagged_warning(reader, run.card)
         if untagged is not None:
             print(f"ds-seq: warning: {untagged}", file=sys.stderr)
+    decoding = run_decoding([run], settings, args.n_best)
     return Labeling(
         teacher=args.run,
         run=run,
         data=Path(args.data),
         split=args.split,
         reader=reader,
-        decoding=run_decoding([run], settings, args.n_best),
+        decoding=decoding._replace(
+            search=with_language_model(decoding.search, settings, run.tokenizers.target, device)
+        ),
         num_best=args.n_best,
         filters=filters,
         original=args.original,

@@ -3,6 +3,8 @@
 ds-seq rescore runs/x --source text.de --hypotheses text.en --output scores.tsv
 ds-seq rescore runs/x --source text.de --hypotheses text.en --format jsonl --length-penalty 0
 ds-seq rescore runs/x --source text.de --hypotheses n_best.tsv --hypotheses-format tsv
+ds-seq rescore runs/x --source text.de --hypotheses n_best.tsv --hypotheses-format tsv \
+    --channel runs/back --lm runs/lm --format text
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from itertools import groupby
 
 from ds_seq import distributed
 from ds_seq.commands.arguments.rescore import build_parser
+from ds_seq.commands.channel import apply_channel, load_channel
 from ds_seq.commands.options import chosen_device, load_chosen, search_settings
 from ds_seq.errors import UserError
 from ds_seq.generation.output import LineWriter
@@ -52,8 +55,12 @@ def main(argv: Sequence[str]) -> int:
             most = run.card.max_positions, run.card.longest_source
             encoded = encode_rows(run.tokenizers, source, rows, args.hypotheses, *most)
             score = PairScorer(run.seq2seq, decoding.search, decoding.limits, device)
+            channel = load_channel(args, source, rows, device)
         started = time.monotonic()
         hypotheses = score(encoded, world.rank, world.size)
+        if channel:
+            ranked = apply_channel(channel, hypotheses, rows, args, world, run.card.target_lang)
+            rows, hypotheses = (rows, None) if ranked is None else ranked
         if hypotheses is not None:
             writer = LineWriter(args.format, run.tokenizers, source)
             pairs = zip(rows, hypotheses, strict=True)

@@ -44,7 +44,8 @@ def add_result(path: str, text: str, scores: Sequence[CorpusScore], facts: dict[
     Args:
         path: the file; it may exist.
         text: name of the text.
-        scores: scores of the translation, stored with their signatures.
+        scores: scores of the translation, stored with their signatures and, if they were
+            computed, the mean over resamples and half the width of its 95% interval.
         facts: what else to store.
 
     Raises:
@@ -53,6 +54,8 @@ def add_result(path: str, text: str, scores: Sequence[CorpusScore], facts: dict[
     values: dict[str, Any] = {}
     for score in scores:
         values |= {score.name: score.value, f"{score.name}_signature": score.signature}
+        if score.ci is not None:
+            values |= {f"{score.name}_mean": score.mean, f"{score.name}_ci": score.ci}
     versions = {"ds_seq": ds_seq.__version__, "commit": source_commit()}
     entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values, **facts, **versions}
     file = Path(path)

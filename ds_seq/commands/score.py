@@ -13,18 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ds_seq.commands.arguments.score import build_parser
+from ds_seq.commands.text_scores import text_metrics
 from ds_seq.errors import UserError
 from ds_seq.names import DEFAULT_METRICS, RESAMPLING_SEED
-from ds_seq.plugins import trust
 from ds_seq.scores.languages import language_warning
-from ds_seq.scores.metric import TEXT, Metric, find_metric, from_sacrebleu
-from ds_seq.scores.rouge import ROUGE
+from ds_seq.scores.metric import Metric, from_sacrebleu
 from ds_seq.scores.scoring import TOKENISED, CorpusScore, build_metric
 from ds_seq.scores.sentence_means import comet_metric
 from ds_seq.scores.significance import Resampling, score_systems
 from ds_seq.text.lines import STANDARD, check_counts, read_lines
 
 _SIGNIFICANT = 0.05
+_COMET = "comet"
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,9 @@ def _check(args: argparse.Namespace, num_systems: int, num_references: int) -> N
         raise UserError(
             "--tokenized: supports only BLEU, as other metrics need raw text; drop --metrics"
         )
-    if "comet" in metrics and (not args.source or num_references > 1):
+    if _COMET in metrics and (not args.source or num_references > 1):
         raise UserError("comet: needs exactly one reference and the source text; add --source FILE")
-    if args.no_stemmer and not any(name.startswith("rouge") for name in metrics):
-        raise UserError("--no-stemmer: only used by rouge; leave it out, or add --metrics rouge")
-    if args.source and "comet" not in metrics:
+    if args.source and _COMET not in metrics:
         raise UserError("--source: only used by `--metrics comet`; leave it out")
 
 
@@ -164,22 +162,11 @@ def _read(systems: list[str], references: list[str], source: str | None) -> _Tex
 def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
     if args.tokenized:
         return [from_sacrebleu(TOKENISED, build_metric(TOKENISED, ""))]
-    trust(name for name in args.metrics or () if ":" in name)  # the user has typed them
-    metrics: dict[str, Metric] = {}
-    for name in args.metrics or DEFAULT_METRICS:
-        if name == "comet":
-            metrics[name] = from_sacrebleu(name, comet_metric(args.comet_model, source))
-        else:
-            for member in ROUGE if name == "rouge" else (name,):
-                metrics[member] = find_metric(
-                    member, args.target_lang, "--metrics", stemmer=not args.no_stemmer
-                )
-    for name, metric in metrics.items():
-        if metric.needs != TEXT:
-            raise UserError(
-                f"{name}: compares {metric.needs}, but only text is available; use another metric"
-            )
-    return list(metrics.values())
+    names = [name for name in args.metrics or DEFAULT_METRICS if name != _COMET]
+    metrics = text_metrics(names, args.target_lang, stemmer=not args.no_stemmer)
+    if _COMET in (args.metrics or ()):
+        metrics.append(from_sacrebleu(_COMET, comet_metric(args.comet_model, source)))
+    return metrics
 
 
 def _as_json(

@@ -297,6 +297,8 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "max_output_length"),
         Row("generation.min_len", "min-len", "min_length", "min_length"),
         Row("generation.expert", "gen-expert"),
+        Row("generation.lm", "lm-path"),
+        Row("generation.lm_weight", "lm-weight"),
         Row("generation.sampling", "sampling", "do_sample", "", "output-sampling"),
         Row("generation.sampling_top_k", "sampling-topk", "", "random_sampling_topk"),
         Row("generation.sampling_top_p", "sampling-topp", "top_p", "random_sampling_topp"),

@@ -35,8 +35,8 @@ from ds_seq.config.optim import (
     SchedulerConfig,
 )
 from ds_seq.config.sides import longest_examples, side_errors, with_defaults_of_task
-from ds_seq.config.task import DenoisingConfig, TaskConfig
-from ds_seq.config.task_checks import denoising_errors, metric_errors
+from ds_seq.config.task import DenoisingConfig, MaskedLanguageModelingConfig, TaskConfig
+from ds_seq.config.task_checks import metric_errors, noise_errors
 from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
@@ -134,7 +134,7 @@ class ExperimentConfig(Config):
             ({"train", "model"}, self._adapter_errors),
             ({"model", "data"}, self._adapter_tag_errors),
             ({"train", "data"}, self._validation_errors),
-            ({"task", "data"}, self._task_errors),
+            ({"task", "data", "model"}, self._task_errors),
             ({"task", "model", "data"}, lambda: side_errors(self)),
         )
         errors = [error for reads, check in checks if not reads & stand_ins for error in check()]
@@ -274,8 +274,8 @@ class ExperimentConfig(Config):
         ]
 
     def _task_errors(self) -> list[tuple[str, str]]:
-        if isinstance(self.task, DenoisingConfig):
-            return list(denoising_errors(self.task, self.data))
+        if isinstance(self.task, DenoisingConfig | MaskedLanguageModelingConfig):
+            return list(noise_errors(self.task, self.data, self.model))
         return []
 
     def _stage_errors(self, known: list[str], why: str) -> Iterator[tuple[str, str]]:

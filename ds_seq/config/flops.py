@@ -79,8 +79,8 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
     if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
     return Flops(
-        2 * (own["encoder"] + (factor if heads["cross"] else 0) + moved),
-        2 * (own["decoder"] + factor + output - moved),
+        2 * (own["encoder"] + (factor if "encoder" in model.stacks else 0) + moved),
+        2 * (own["decoder"] + (factor if "decoder" in model.stacks else 0) + output - moved),
         pairs["encoder"],
         pairs["decoder"],
         pairs["cross"],

@@ -46,6 +46,17 @@ class GenerationConfig(Config):
         default="probabilities",
         description="Quantity that an ensemble of models averages.",
     )
+    lm: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Run folder or export of a language model of the target whose "
+        "log-probabilities are added in each step of the search (shallow fusion); null: none.",
+    )
+    lm_weight: float = Field(
+        default=0.3,
+        ge=0.0,
+        le=100.0,
+        description="Factor of the log-probabilities of `lm`.",
+    )
     max_len_a: float = Field(
         default=1.2,
         ge=0.0,
@@ -110,6 +121,15 @@ class GenerationConfig(Config):
         description="Maximum batch size in tokens: sentences times the longest source.",
     )
     max_sentences: PositiveInt = Field(default=256, description="Maximum sentences per batch.")
+
+    @model_validator(mode="after")
+    def _check_language_model(self) -> GenerationConfig:
+        if self.lm is not None and self.sampling:
+            message = "cannot be combined with sampling: true, which draws from the model alone"
+            raise FieldErrors([("lm", message)])
+        if self.lm is None and self.lm_weight != 0.3:
+            raise FieldErrors([("lm_weight", "has no effect without lm, a language model")])
+        return self
 
     @model_validator(mode="after")
     def _check_diversity(self) -> GenerationConfig:

@@ -39,6 +39,7 @@ _INPUTS = {
     "model": {"path": ""},
     "criterion": {**_CRITERION, "base": _CRITERION},
     "train": {"deepspeed": "", "init_from": ""},
+    "generation": {"lm": ""},
 }
 """Keys whose values are paths of files that a run reads: those that end with the given suffix.
 

@@ -12,15 +12,18 @@ from ds_seq.names import PERPLEXITY
 if TYPE_CHECKING:
     from ds_seq.config.experiment import ExperimentConfig
 
+_SCORED = ("language_modeling", "masked_language_modeling", "denoising")
+"""Tasks that are evaluated by the probabilities of given tokens."""
+
 
 def with_defaults_of_task(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a raw experiment with the metrics of a language model if it names none.
+    """Return a raw experiment with a perplexity as the metric if its task generates no text.
 
     Args:
         data: the experiment, not modified; it may be invalid.
     """
     task, validation = data.get("task"), data.get("validation", {})
-    if not isinstance(task, Mapping) or task.get("name") != "language_modeling":
+    if not isinstance(task, Mapping) or task.get("name") not in _SCORED:
         return data
     if not isinstance(validation, Mapping):
         return data
@@ -31,7 +34,7 @@ def with_defaults_of_task(data: dict[str, Any]) -> dict[str, Any]:
 
 def longest_examples(task: TaskConfig, data: DataConfig) -> dict[str, int]:
     """Return the options that bound the lengths of examples, with their values."""
-    if isinstance(task, BlockFields):
+    if isinstance(task, BlockFields) and data.language is not None:
         return {"task.block_tokens": task.block_tokens}
     return {
         "data.max_source_length": data.max_source_length,
@@ -60,3 +63,6 @@ def _side_errors(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             yield "data.language", message + "instead of source_lang and target_lang"
         if model.name == "transformer":
             yield "model.name", "transformer has a source; a language model is decoder_only"
+        if model.name == "encoder_only":
+            message = "encoder_only sees the tokens to predict; use decoder_only, or set task: "
+            yield "model.name", message + "{name: masked_language_modeling}"

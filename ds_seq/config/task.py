@@ -11,6 +11,7 @@ from ds_seq.config.base import (
     ExternalConfig,
     FieldErrors,
     NonNegativeInt,
+    Probability,
     all_defaults,
     plugin_tag,
 )
@@ -67,7 +68,18 @@ class LanguageModelingConfig(BlockFields):
         return self
 
 
-class DenoisingConfig(Config):
+class NoisyTextFields(BlockFields):
+    """Where the text comes from that a model learns from with noise."""
+
+    side: SideChoice | None = Field(
+        default=None,
+        description="Side of pairs whose sentences are read instead of blocks of text of one side "
+        "(`data.language`): `source`, `target`, or `both`, one by one; "
+        "`data.max_source_length` and `data.max_target_length` leave out longer ones.",
+    )
+
+
+class DenoisingConfig(NoisyTextFields):
     """Pre-training of an encoder-decoder, which restores noisy text."""
 
     name: Literal["denoising"] = Field(description="Selects this task.")
@@ -76,17 +88,40 @@ class DenoisingConfig(Config):
         description="The noise: `bart`, `mbart` or `t5`, with the settings of their papers, or one "
         "of these names with other settings.",
     )
-    side: SideChoice | None = Field(
-        default=None,
-        description="Side of pairs whose text is read; null for text of one side "
-        "(`data.language`).",
+
+
+class MaskedLanguageModelingConfig(NoisyTextFields):
+    """Pre-training of an encoder, which predicts hidden tokens."""
+
+    name: Literal["masked_language_modeling"] = Field(description="Selects this task.")
+    predicted: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.15, description="Share of the words that are predicted; at least one of a text."
     )
+    random_tokens: Probability = Field(
+        default=0.1, description="Share of the predicted tokens that become a random token."
+    )
+    kept_tokens: Probability = Field(
+        default=0.1,
+        description="Share of the predicted tokens that stay; all others become `<mask>`.",
+    )
+    whole_words: bool = Field(
+        default=False,
+        description="Whether words are predicted as wholes; false takes each token for a word.",
+    )
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> MaskedLanguageModelingConfig:
+        if self.random_tokens + self.kept_tokens > 1.0:
+            message = f"{self.kept_tokens:g} and random_tokens {self.random_tokens:g} are more "
+            raise FieldErrors([("kept_tokens", message + "than 1; lower one")])
+        return self
 
 
 TaskConfig = Annotated[
     Annotated[TranslationConfig, Tag("translation")]
     | Annotated[LanguageModelingConfig, Tag("language_modeling")]
     | Annotated[DenoisingConfig, Tag("denoising")]
+    | Annotated[MaskedLanguageModelingConfig, Tag("masked_language_modeling")]
     | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("translation")),
 ]

@@ -9,6 +9,8 @@ from ds_seq.config.noise import T5Config
 from ds_seq.config.task import (
     DenoisingConfig,
     LanguageModelingConfig,
+    MaskedLanguageModelingConfig,
+    NoisyTextFields,
     TaskConfig,
     TranslationConfig,
 )
@@ -24,33 +26,48 @@ from ds_seq.plugins import nearest
 
 if TYPE_CHECKING:
     from ds_seq.config.data import DataConfig
+    from ds_seq.config.model import ModelConfig
 
 Errors = Iterator[tuple[str, str]]
 """(dotted path, message)."""
 
 
-def denoising_errors(task: DenoisingConfig, data: DataConfig) -> Errors:
-    """Yield what denoising cannot do with the data of an experiment."""
-    noise, vocab = task.noise, data.vocab
-    is_ours = vocab.name == SENTENCEPIECE
-    if isinstance(noise, T5Config):
-        if is_ours and vocab.sentinels < (noise.sentinels or 1):
-            first = SENTINEL_PIECE.format(0)
-            message = f"{vocab.sentinels}, but the noise t5 needs symbols such as {first}; set 100"
-            yield "data.vocab.sentinels", message
-    elif is_ours and not vocab.mask:
-        yield "data.vocab.mask", f"false, but the noise {noise.name} needs {MASK_PIECE}; set true"
-    yield from text_errors(data, task.side is None)
+def noise_errors(
+    task: DenoisingConfig | MaskedLanguageModelingConfig, data: DataConfig, model: ModelConfig
+) -> Errors:
+    """Yield what a task with noise cannot do with the data and the model of an experiment."""
+    if isinstance(task, MaskedLanguageModelingConfig):
+        yield from _model_errors("encoder_only", model)
+    else:
+        yield from _model_errors("transformer", model)
+    noise = task.noise if isinstance(task, DenoisingConfig) else None
+    if data.vocab.name == SENTENCEPIECE:
+        if isinstance(noise, T5Config):
+            if data.vocab.sentinels < (noise.sentinels or 1):
+                needs = f"needs symbols such as {SENTINEL_PIECE.format(0)}; set 100"
+                message = f"{data.vocab.sentinels}, but the noise t5 {needs}"
+                yield "data.vocab.sentinels", message
+        elif not data.vocab.mask:
+            yield "data.vocab.mask", f"false, but task {task.name} needs {MASK_PIECE}; set true"
+    yield from _text_errors(task, data)
 
 
-def text_errors(data: DataConfig, is_one_sided: bool) -> Errors:
-    """Yield why the text of one side cannot be taken from the data.
+def _model_errors(wanted: str, model: ModelConfig) -> Errors:
+    """Yield that a built-in model of another kind cannot learn a task."""
+    if len(model.stacks) == (2 if wanted == "encoder_only" else 1):
+        yield "model.name", f"{model.name} cannot learn this task; use {wanted}"
+    elif model.name == "decoder_only":
+        yield "model.name", f"decoder_only sees no token behind a hidden one; use {wanted}"
 
-    Args:
-        data: the section.
-        is_one_sided: whether the task expects text of one side.
-    """
-    if is_one_sided:
+
+def _text_errors(task: NoisyTextFields, data: DataConfig) -> Errors:
+    """Yield why the text cannot be taken from the data."""
+    if data.language is not None:
+        if task.side is not None:
+            message = f"{task.side}, but data.language has text of one side; set it to null"
+            yield "task.side", message
+        return
+    if task.side is None:
         message = "null, but the data has pairs; name the side to read: source, target or both"
         yield "task.side", message
     if not data.vocab.joint:
@@ -68,8 +85,8 @@ def metric_errors(task: TaskConfig, names: Sequence[str]) -> Errors:
     known: tuple[str, ...]
     if isinstance(task, TranslationConfig):
         known, more = TEXT_METRICS, ", or `package.module:Name`"
-    elif isinstance(task, DenoisingConfig):
-        known, more = tuple(TOKEN_METRICS), f"; task {task.name} generates no text"
+    elif isinstance(task, NoisyTextFields):
+        known, more = tuple(TOKEN_METRICS), "; the task generates no text"
     elif isinstance(task, LanguageModelingConfig):
         known, more = LM_METRICS, "; the text is scored, and none generated"
     else:  # an external task may define its own

@@ -17,9 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs, empty_seq2seq_batch, rows_within, seq2seq_batch
+from ds_seq.data.corpora import Part
+from ds_seq.data.noise.masking import Masking
 from ds_seq.data.noise.rows import RowDraws, framed, ranges, unframed
 from ds_seq.data.noise.text import NoiseVocab, TextNoise
 from ds_seq.data.source import Key, Source, TokenBlock
+from ds_seq.data.text import TextDataset
+from ds_seq.data.text_batch import MaskedInputs, TextInputs, empty_text_batch, masked_batch
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Symbols
 
@@ -31,8 +35,15 @@ class Texts(Protocol):
     """Rows of text of one language or more, without the symbols around them, numbered from 0."""
 
     @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the rows."""
+    def parts(self) -> Sequence[Part]:
+        """The corpora; `Part.rows` are their rows."""
+
+    @property
+    def first(self) -> NDArray[np.integer]:
+        """(parts + 1,) number of the first row of each corpus, and N."""
+
+    def fingerprint_of(self, number: int) -> str:
+        """Return the fingerprint of a corpus."""
 
     @property
     def lengths(self) -> NDArray[np.integer]:
@@ -63,6 +74,8 @@ class SideTexts:
 
     def __init__(self, source: Source, sides: Sequence[tuple[int, Symbols]]) -> None:
         self._source, self._sides = source, tuple(sides)
+        self.parts = (Part("pairs", range(len(source)), ("", "")),)
+        self.first: NDArray[np.integer] = np.asarray([0, len(sides) * len(source)])
         self.lengths: NDArray[np.integer] = np.concatenate(
             [
                 source.lengths[:, column] - np.int32(len(symbols.framed(())))
@@ -70,9 +83,8 @@ class SideTexts:
             ]
         )
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the pairs."""
+    def fingerprint_of(self, number: int) -> str:
+        """Return the fingerprint of the pairs."""
         return self._source.fingerprint
 
     def numbers(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -99,6 +111,36 @@ def _in_order(blocks: Sequence[TokenBlock], places: NDArray[np.int64]) -> TokenB
     rows = np.argsort(places)
     starts = np.cumsum(lengths) - lengths
     return TokenBlock(tokens[ranges(starts[rows], lengths[rows])], lengths[rows])
+
+
+class BlockTexts:
+    """Blocks of text of one side.
+
+    Args:
+        blocks: the blocks.
+        symbols: symbols around the lines of the text.
+    """
+
+    def __init__(self, blocks: TextDataset, symbols: Symbols) -> None:
+        self._blocks, self._eos = blocks, symbols.eos
+        self.parts, self.first = blocks.parts, blocks.first
+        self.lengths: NDArray[np.integer] = blocks.lengths[:, 0]
+
+    def fingerprint_of(self, number: int) -> str:
+        """Return the fingerprint of a corpus."""
+        return self._blocks.fingerprint_of(number)
+
+    def numbers(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `Texts.numbers`."""
+        return indices
+
+    def gather(self, indices: NDArray[np.int64], key: Key) -> TokenBlock:
+        """See `Texts.gather`; the end symbols between the lines of a block stay."""
+        block = self._blocks.in_epoch(key).gather(indices).block
+        last = np.cumsum(block.lengths) - 1
+        is_end = block.tokens[last] == self._eos
+        tokens = np.delete(block.tokens, last[is_end]).astype(np.int64)
+        return TokenBlock(tokens, block.lengths - is_end)
 
 
 class Noise(Protocol):
@@ -134,13 +176,20 @@ class NoisyDataset:
         lengths: (N, sides) lengths of the examples that they make, symbols around them included.
         limits: (sides) most tokens of each side.
 
+    Where a mix has several copies of an example in an epoch, copy n of example i has the number
+    `n * N + i`, so that each has other noise.
+
     Attributes:
         lengths: (N, sides) lengths of the kept examples, or more.
+        parts: the corpora of all rows.
+        first: (parts + 1,) number of the first example of each corpus, and N.
         num_left_out: number of rows beyond the limits.
 
     Raises:
         UserError: no row is within the limits.
     """
+
+    has_changing_lengths = False
 
     def __init__(
         self, texts: Texts, lengths: NDArray[np.integer], limits: Sequence[int | None]
@@ -149,6 +198,8 @@ class NoisyDataset:
         self._rows = rows_within(lengths, limits)
         self.lengths: NDArray[np.integer] = lengths[self._rows].astype(np.int32)
         self.num_left_out = len(lengths) - len(self._rows)
+        self.parts = texts.parts
+        self.first: NDArray[np.integer] = np.searchsorted(self._rows, texts.first)
         if len(self._rows) == 0:
             raise UserError(
                 f"none of {len(lengths):,} rows of text is within data.max_source_length and "
@@ -158,25 +209,36 @@ class NoisyDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the text."""
-        return self._texts.fingerprint
-
     def in_epoch(self, key: Key, stage: int = 0) -> NoisyDataset:
         """Return the examples with the noise of an epoch; before, it is that of validations."""
         other = copy.copy(self)
         other._key = key
         return other
 
-    def _pairs(self, indices: NDArray[np.integer]) -> torch.Tensor:
-        """Return the numbers (B,) of the pairs or lines of some examples, for reports."""
-        return torch.from_numpy(self._texts.numbers(self._rows[indices].astype(np.int64)) % _SIDE)
+    def bounds(self, key: Key, indices: NDArray[np.integer], stage: int = 0) -> NDArray[np.integer]:
+        """Return upper bounds of the lengths (B, sides) of some examples."""
+        return self.lengths[indices % len(self)]
 
-    def _gathered(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, RowDraws]:
+    def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the number (B,) of the corpus of each example."""
+        return np.searchsorted(self.first, indices % len(self), side="right") - 1
+
+    def fingerprint_of(self, number: int) -> str:
+        """Return the fingerprint of the content of a corpus."""
+        return self._texts.fingerprint_of(number)
+
+    def _rows_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._rows[indices % len(self)].astype(np.int64)
+
+    def _pairs(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Return the numbers (B,) of the pairs or blocks of some examples, for reports."""
+        return torch.from_numpy(self._texts.numbers(self._rows_of(indices)) % _SIDE)
+
+    def _gathered(self, indices: NDArray[np.int64]) -> tuple[TokenBlock, RowDraws]:
         """Return rows, and the random numbers of their noise."""
-        rows = self._rows[indices].astype(np.int64)
-        draws = RowDraws(self._texts.numbers(rows), self._key)
+        rows = self._rows_of(indices)
+        copies = indices // len(self) * (2 * _SIDE)
+        draws = RowDraws(self._texts.numbers(rows) + copies, self._key)
         return self._texts.gather(rows, self._key), draws
 
 
@@ -209,3 +271,40 @@ class DenoisingDataset(NoisyDataset):
         sides = self._noise(*self._gathered(numbers))
         source, target = map(framed, sides, self._symbols)
         return seq2seq_batch(source, target, self._symbols[1], self._pairs(numbers))
+
+
+class MaskedDataset(NoisyDataset):
+    """Text of which some tokens are hidden, and what they were.
+
+    Args:
+        texts: all rows.
+        masking: hides tokens.
+        vocab: what it has to know about the vocabulary.
+        symbols: symbols around texts.
+        limit: most tokens of a text; None: no limit.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        masking: Masking,
+        vocab: NoiseVocab,
+        symbols: Symbols,
+        limit: int | None,
+    ) -> None:
+        self._masking, self._vocab, self._symbols = masking, vocab, symbols
+        around = len(symbols.framed(()))
+        super().__init__(texts, texts.lengths[:, None] + np.int32(around), [limit])
+
+    def collate(self, indices: NDArray[np.integer] | Sequence[int]) -> Batch[TextInputs]:
+        """Build the batch of some examples; of none, the empty batch."""
+        numbers = np.asarray(indices, np.int64)
+        if len(numbers) == 0:
+            return empty_text_batch(self._symbols, MaskedInputs)
+        block, draws = self._gathered(numbers)
+        masked = self._masking(block, draws, self._vocab)
+        read, written = (framed(each, self._symbols) for each in (masked.block, block))
+        is_scored = np.zeros(len(read.tokens), bool)
+        starts = np.cumsum(read.lengths) - read.lengths + len(self._symbols.opening)
+        is_scored[ranges(starts, block.lengths)] = masked.is_predicted
+        return masked_batch(read, written, is_scored, self._symbols, self._pairs(numbers))

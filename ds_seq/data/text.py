@@ -18,7 +18,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.data.corpora import Part
 from ds_seq.data.source import Key, Source
 from ds_seq.data.text_batch import TextInputs, empty_text_batch, text_batch
-from ds_seq.data.text_blocks import TextBlocks
+from ds_seq.data.text_blocks import TextBlock, TextBlocks
 from ds_seq.names import TextUnit
 from ds_seq.text.tokenizer import Symbols
 
@@ -120,6 +120,10 @@ class TextDataset:
         digest.update(np.ascontiguousarray(tokens, np.int64).tobytes())
         return digest.hexdigest()
 
+    def gather(self, numbers: NDArray[np.int64]) -> TextBlock:
+        """Copy at least one block, as it is in this epoch, with what is read in front of it."""
+        return self._blocks.gather(numbers, self._key, self._context)
+
     def collate(
         self,
         indices: NDArray[np.integer] | Sequence[int],
@@ -136,8 +140,8 @@ class TextDataset:
         numbers = np.asarray(indices, np.int64)
         if len(numbers) == 0:
             return empty_text_batch(symbols)
-        numbers %= len(self)
-        text = self._blocks.gather(numbers, self._key, self._context)
+        numbers = numbers % len(self)  # a new array: the caller's stays
+        text = self.gather(numbers)
         first = torch.from_numpy(np.where(text.previous < 0, symbols.start, text.previous))
         context = torch.from_numpy(text.num_context) if self._context else None
         rows = torch.from_numpy(numbers)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_seq.data.batch import Batch, pad_block, shift
@@ -28,6 +30,35 @@ class TextInputs(NamedTuple):
     """Number of scored positions; known in advance to avoid a device synchronization."""
     num_tokens: int | None = None
     """Number of real tokens for the same reason, or None."""
+
+
+class MaskedInputs(TextInputs):
+    """The inputs of an encoder-only model: some tokens are hidden, and these are scored."""
+
+
+def masked_batch(
+    read: TokenBlock,
+    written: TokenBlock,
+    is_scored: NDArray[np.bool_],
+    symbols: Symbols,
+    indices: Tensor,
+) -> Batch[TextInputs]:
+    """Return the batch of at least one text with hidden tokens.
+
+    Args:
+        read: the texts with what stands in place of hidden tokens.
+        written: the texts as they are.
+        is_scored: (all tokens,) which of them to predict.
+        symbols: special symbols, for padding.
+        indices: (B,) numbers of the texts.
+    """
+    tokens, real = pad_block(read, symbols.pad)
+    labels, _ = pad_block(written, symbols.pad)
+    mask = torch.zeros_like(real)
+    mask[real] = torch.from_numpy(is_scored)
+    num_targets, num_sentences = int(is_scored.sum()), len(read.lengths)
+    inputs = MaskedInputs(tokens, real, mask, num_targets, len(read.tokens))
+    return Batch(indices, inputs, labels, mask, num_targets, num_sentences)
 
 
 def text_batch(
@@ -68,12 +99,12 @@ def text_batch(
     )
 
 
-def empty_text_batch(symbols: Symbols) -> Batch[TextInputs]:
+def empty_text_batch(symbols: Symbols, inputs: type[TextInputs] = TextInputs) -> Batch[TextInputs]:
     """Return the empty batch, as `empty_seq2seq_batch`: one text with only the start symbol."""
     mask = torch.tensor([[False]])
     return Batch(
         indices=torch.zeros(0, dtype=torch.int64),
-        inputs=TextInputs(torch.tensor([[symbols.start]]), ~mask, mask, 0, 1),
+        inputs=inputs(torch.tensor([[symbols.start]]), ~mask, mask, 0, 1),
         labels=torch.tensor([[symbols.pad]]),
         mask=mask,
         num_tokens=0,

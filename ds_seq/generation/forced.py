@@ -6,7 +6,7 @@ target tokens of a batch, n rows of a block, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs, seq2seq_batch
 from ds_seq.data.shards import TokenBlock
+from ds_seq.data.text_batch import text_batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import Capture
@@ -68,12 +69,32 @@ def score_pairs(
         return []
     batch = _collate(pairs, search.symbols, device)
     # padding is neither routed, where there are experts, nor projected to the vocabulary
-    output = model(batch.inputs)
-    labels = batch.real_labels  # (N,)
+    return _scored(model(batch.inputs).logits, batch.real_labels, search, pairs)
+
+
+@torch.no_grad()
+def score_texts(
+    model: Callable[..., ModelOutput],
+    search: BeamSearch,
+    pairs: Sequence[ForcedPair],
+    device: torch.device,
+) -> list[Hypothesis]:
+    """Score texts, the targets of `pairs`, with a language model; see `score_pairs`."""
+    if not pairs:
+        return []
+    block = TokenBlock.of([[*pair.target, search.symbols.eos] for pair in pairs])
+    batch = text_batch(block, search.symbols).to(device)
+    return _scored(model(batch.inputs).logits, batch.real_labels, search, pairs)
+
+
+def _scored(
+    logits: Tensor, labels: Tensor, search: BeamSearch, pairs: Sequence[ForcedPair]
+) -> list[Hypothesis]:
+    """Return a hypothesis for each pair, given logits (N, V) and labels (N,)."""
     scores = torch.cat(
         [
-            _log_probs(logits, rows, search)
-            for logits, rows in zip(output.logits.split(_ROWS), labels.split(_ROWS), strict=True)
+            _log_probs(part, rows, search)
+            for part, rows in zip(logits.split(_ROWS), labels.split(_ROWS), strict=True)
         ]
     )
     penalty = LengthPenalty(search.length_penalty, search.length_penalty_form)

@@ -12,7 +12,7 @@ import torch
 from ds_seq import distributed
 from ds_seq.activity import mark
 from ds_seq.errors import UserError
-from ds_seq.generation.forced import ForcedPair, Scorable, score_pairs
+from ds_seq.generation.forced import ForcedPair, Scorable, score_pairs, score_texts
 from ds_seq.generation.translate import BatchLimits, cut_batches
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
@@ -126,11 +126,20 @@ class PairScorer:
         for batch in cut_batches(np.array(lengths, np.int64), self.limits)[rank::world_size]:
             mark()
             numbers = rows[batch].tolist()
-            scores = score_pairs(
-                self.model, self.search, [pairs[row] for row in numbers], self.device
-            )
+            scores = self._of_batch([pairs[row] for row in numbers])
             done.update(zip(numbers, scores, strict=True))
         shares = distributed.gather_objects(done)
         if shares is None:
             return None
         return {row: score for share in shares for row, score in share.items()}
+
+    def _of_batch(self, pairs: Sequence[ForcedPair]) -> list[Hypothesis]:
+        return score_pairs(self.model, self.search, pairs, self.device)
+
+
+@dataclass(frozen=True)
+class TextScorer(PairScorer):
+    """Scores the targets of pairs with a language model, which does not read their sources."""
+
+    def _of_batch(self, pairs: Sequence[ForcedPair]) -> list[Hypothesis]:
+        return score_texts(self.model, self.search, pairs, self.device)

@@ -33,9 +33,15 @@ def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
 
 
 def _decoder_only(*args: Any, **options: Any) -> nn.Module:
-    from ds_seq.models.build.decoder_only import build_decoder_only  # only where it is used
+    from ds_seq.models.build.one_stack import build_decoder_only  # only where it is used
 
     return build_decoder_only(*args, **options)
+
+
+def _encoder_only(*args: Any, **options: Any) -> nn.Module:
+    from ds_seq.models.build.one_stack import build_encoder_only  # only where it is used
+
+    return build_encoder_only(*args, **options)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -43,6 +49,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "recurrent": _recurrent,
     "convolutional": _convolutional,
     "decoder_only": _decoder_only,
+    "encoder_only": _encoder_only,
 }
 
 

@@ -94,7 +94,7 @@ class Seq2SeqTransformer(nn.Module):
             token_mask=inputs.target_mask,
             token_rows=rows,
             ways=self.decoder.ways_of(encoded.sets, inputs.target.size(1)),
-            source_lengths=_lengths(inputs.source_mask, encoded.hidden, inputs.num_sources),
+            source_lengths=lengths_of_mask(inputs.source_mask, encoded.hidden, inputs.num_sources),
         )
         decoded: StackResult = self.decoder(self.target_embedding(inputs.target), context, capture)
         decoder_losses = sum_losses(layer.losses for layer in decoded.aux)
@@ -134,7 +134,7 @@ class Seq2SeqTransformer(nn.Module):
             tag=tag,
             token_rows=rows,
             adapters=adapters,
-            lengths=_lengths(source_mask, embedded, num_tokens),
+            lengths=lengths_of_mask(source_mask, embedded, num_tokens),
         )
         sets = None if self.markers is None else self.markers(source)  # (B, S)
         if sets is not None and self.encoder.find_ways is not None:
@@ -238,7 +238,7 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
     )
 
 
-def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
+def lengths_of_mask(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
     """Return the real tokens of a mask (B, S) if attention should go by them, or None."""
     if count is None or not mask.is_cuda:
         return None

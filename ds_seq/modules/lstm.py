@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ds_seq.names import LSTM_PARAMETERS
+
 GATES = 4
-_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 INITIAL_SPREAD = 0.1  # of the uniform distribution that fairseq draws all parameters from
 
 
@@ -56,7 +57,7 @@ class LstmWeights(nn.Module):
             for suffix in ("", "_reverse")[:ways]:
                 rows = GATES * hidden
                 shapes = ((rows, inputs), (rows, hidden), (rows,), (rows,))
-                for name, shape in zip(_NAMES, shapes, strict=True):
+                for name, shape in zip(LSTM_PARAMETERS, shapes, strict=True):
                     parameter = nn.Parameter(torch.empty(shape))
                     self.register_parameter(f"{name}_l{layer}{suffix}", parameter)
 
@@ -69,7 +70,9 @@ class LstmWeights(nn.Module):
         """Return weight of inputs, of states, and both biases; then those of the reverse way."""
         suffixes = ("", "_reverse")[: self.ways]
         return [
-            self.get_parameter(f"{name}_l{index}{suffix}") for suffix in suffixes for name in _NAMES
+            self.get_parameter(f"{name}_l{index}{suffix}")
+            for suffix in suffixes
+            for name in LSTM_PARAMETERS
         ]
 
 

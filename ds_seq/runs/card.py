@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -89,6 +89,11 @@ class ModelCard:
     tags_by_language: Mapping[str, str] = field(default_factory=dict)
     test_tags: tuple[tuple[str, ...], ...] = ()
     experts: tuple[str, ...] = ()
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the model is a language model, which continues a text."""
+        return self.task == "language_modeling"
 
     @property
     def expert_ids(self) -> list[int]:
@@ -288,8 +293,27 @@ class LoadedRun:
 
     @property
     def seq2seq(self) -> TranslationModel:
-        """The model as a model that translates: ours, or an external one with its methods."""
+        """The model as a model that translates: ours, or an external one with its methods.
+
+        Raises:
+            UserError: it is a language model, or has no decoder.
+        """
+        if self.card.reads_prompts:
+            raise UserError(
+                f"{self.source}: is a language model, which has no source; use ds-seq generate or "
+                "interactive with prompts, or ds-seq perplexity"
+            )
+        if self.model_config.stacks == ("encoder",):
+            raise UserError(
+                f"{self.source}: is a model {self.model_config.name}, which predicts hidden tokens "
+                "and generates no text; let a translation model start from it (train.init_from)"
+            )
         return cast(TranslationModel, self.model)
+
+    @property
+    def searched(self) -> Any:
+        """The model as a `ds_seq.search.beam_search.Decodable`; it may be a language model."""
+        return self.model if self.card.reads_prompts else self.seq2seq
 
     def require_experiment(self) -> ExperimentConfig:
         """Return the experiment of the training run; see `StoredRun.require_experiment`."""

@@ -10,6 +10,7 @@ from ds_seq.data.origin import check_origin
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import Source, untagged_rows
 from ds_seq.data.truncation import UNCUT, TruncatedSource
+from ds_seq.errors import UserError
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.tasks import cut_limits
 from ds_seq.text.tags import untagged_message
@@ -34,6 +35,8 @@ def check_for_model(
     Raises:
         UserError: the shards have other languages.
     """
+    if reader.manifest.sides == 1:
+        raise UserError(f"{folder}: holds text of one side, and this command reads pairs")
     card, found = run.card, reader.manifest.languages
     languages = found if card.can_read(found) else (card.source_lang, card.target_lang)
     expected = expected_by_model(str(name), languages, run.experiment)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from ds_seq.config.generation import GenerationConfig
+from ds_seq.errors import UserError
 from ds_seq.generation.build import Decoding, build_decoding
 from ds_seq.generation.pipeline import Translator
 from ds_seq.runs.card import LoadedRun, StoredRun
+from ds_seq.runs.fusion import with_language_model
 from ds_seq.search.ensemble import Ensemble
 
 
@@ -47,15 +50,24 @@ def run_translator(
         num_best: see `run_decoding`.
     """
     _, search, limits = run_decoding(runs, settings, num_best)
-    models = [run.seq2seq for run in runs]
+    search = with_language_model(search, settings, runs[0].tokenizers.target, device)
+    prompts = runs[0].card.reads_prompts
+    if len({run.card.reads_prompts for run in runs}) > 1:
+        raise UserError("language models and translation models cannot search together")
+    if prompts and settings.lm is not None:
+        raise UserError("--lm: takes part in translation, not in the continuation of a prompt")
+    if prompts:  # at least one token follows
+        search, longest = replace(search, prompts=True), limits.max_source_length - 1
+        limits = replace(limits, max_source_length=longest)
+    models = [run.searched for run in runs]
     tagged = next((run.card for run in runs if run.card.routes_by_language), runs[0].card)
     return Translator(
         model=models[0] if len(models) == 1 else Ensemble(models, settings.ensemble),
         tokenizers=runs[0].tokenizers,
         search=search,
         limits=limits,
-        long_lines="truncate",
+        long_lines="error" if prompts else "truncate",
         form="text",
         device=device,
-        tags=tagged.source_tags,
+        tags=None if prompts else tagged.source_tags,
     )

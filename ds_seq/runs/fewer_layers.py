@@ -31,19 +31,20 @@ def keep_layers(stored: StoredRun, kept: KeptLayers) -> StoredRun:
     Raises:
         UserError: the model does not have these layers, or its layers cannot be chosen.
     """
-    if not isinstance(stored.model_config, TransformerConfig):
+    model = stored.model_config
+    if not isinstance(model, TransformerConfig) or len(model.stacks) == 1:
         raise UserError(
             f"model.name {stored.model_config.name}: the layers of {stored.source} cannot be "
             "chosen; only those of a Transformer of ds_seq can"
         )
     stored.require_full_precision()
-    layers = CopiedLayers(*(_of_stack(stored.model_config, stack, kept) for stack in STACKS))
+    layers = CopiedLayers(*(_of_stack(model, stack, kept) for stack in STACKS))
     experiment = stored.experiment
     if experiment is not None:
         experiment = fewer_layers(experiment, layers)
     return replace(
         stored,
-        model_config=model_with(stored.model_config, layers),
+        model_config=model_with(model, layers),
         weights=FewerLayers(stored.weights, {stack: layers.of(stack) for stack in STACKS}),
         experiment=experiment,
     )

@@ -72,7 +72,7 @@ def model_card(
 
 def _use(config: ExperimentConfig, tokenizers: Tokenizers, form: ExportFormat) -> str:
     if form == "ctranslate2":
-        return f"```python\n{example(tokenizers, config.name)}\n```"
+        return f"```python\n{example(tokenizers, config)}\n```"
     return _USE.replace("FOLDER", json.dumps(config.name))
 
 

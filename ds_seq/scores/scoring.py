@@ -13,10 +13,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.chrf import CHRF, CHRFScore
 from sacrebleu.metrics.ter import TER
 
 from ds_seq.errors import UserError
@@ -74,10 +75,23 @@ def _ter(target_lang: str) -> TER:
     return TER(normalized=by_character, asian_support=by_character)
 
 
+class _Chrf(CHRF):
+    """chrF that also has a mean over resamples if some of them have no match at all.
+
+    sacreBLEU scores those 0.0 and others as float32 of numpy, which its mean cannot add up.
+    """
+
+    def _compute_score_from_stats(self, stats: list[Any]) -> CHRFScore:
+        score = super()._compute_score_from_stats(stats)
+        if score.score == 0.0:
+            score.score = type(stats[0])(0.0)
+        return score
+
+
 CORPUS_METRICS: dict[str, Callable[[str], Metric]] = {
     "bleu": _bleu,
-    "chrf": lambda target_lang: CHRF(),
-    "chrf++": lambda target_lang: CHRF(word_order=2),
+    "chrf": lambda target_lang: _Chrf(),
+    "chrf++": lambda target_lang: _Chrf(word_order=2),
     "ter": _ter,
     TOKENISED: lambda target_lang: BLEU(tokenize="none", force=True),
 }

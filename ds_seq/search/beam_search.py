@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ from ds_seq.activity import mark
 from ds_seq.search.guides import Guide, GuideMaker, Plain, SelectionMaker
 from ds_seq.search.hypotheses import Active, ActiveBeams, Hypothesis
 from ds_seq.search.penalties import LengthPenalty, LengthPenaltyForm
+from ds_seq.search.prefix import Prefixes
 from ds_seq.search.sampling import ActiveSamples, Sampling
 from ds_seq.text.tokenizer import Symbols
 
@@ -100,6 +101,8 @@ class BeamSearch:
             length limits, and over n-gram blocking where they leave a single token.
         max_positions: most tokens that the decoder accepts, including the end symbol; None for no
             limit.
+        prompts: whether a source is a prompt, with which all its hypotheses begin (see `Prefixes`),
+            as for a language model. `max_len_a` and `max_len_b` then bound what follows it.
     """
 
     symbols: Symbols
@@ -117,6 +120,7 @@ class BeamSearch:
     selection: SelectionMaker = field(default_factory=Plain)
     guides: tuple[GuideMaker, ...] = ()
     max_positions: int | None = None
+    prompts: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_best <= self.width:
@@ -166,6 +170,9 @@ class BeamSearch:
             fewer than `beam` hypotheses exist, but there is at least one. With `sampling`, always
             `num_best` hypotheses in the order of the draws.
         """
+        if self.prompts:
+            forced = self._forcing(source, source_mask, numbers)
+            return forced.search(model, source, source_mask, any_rank, numbers)
         num_sentences = len(source)
         if num_sentences == 0:
             if any_rank is None:
@@ -186,6 +193,17 @@ class BeamSearch:
             elif spare is not None:
                 spare.step()
         return hypotheses.results()
+
+    def _forcing(self, source: Tensor, mask: Tensor, numbers: Sequence[int] | None) -> BeamSearch:
+        """Return the search whose hypotheses begin with these prompts (B, S)."""
+        around = len(self.symbols.opening), 1 + len(self.symbols.closing)
+        rows = zip(
+            numbers or range(len(source)), source.tolist(), mask.sum(1).tolist(), strict=True
+        )
+        prompts = {number: row[around[0] : size - around[1]] for number, row, size in rows}
+        guides = (*self.guides, Prefixes(prompts))
+        # the limits are those of whole texts, which have the prompt in them
+        return replace(self, guides=guides, max_len_a=self.max_len_a + 1.0, prompts=False)
 
     def _start(self, limits: Tensor, numbers: Sequence[int]) -> tuple[Active, list[Guide]]:
         """Return empty hypotheses of the sentences `numbers` (B,) with limits (B,), and guides."""

@@ -7,7 +7,7 @@ prefix of a batch, L decoded length, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,12 @@ class Prefixes:
     language tag with which a multilingual model begins its translations is a prefix of one token.
 
     Attributes:
-        own: prefix of each sentence of the whole input, without end symbol; it may be empty. None
-            if no sentence has its own prefix.
+        own: prefix of each sentence of the whole input by its number, without end symbol; it may be
+            empty. None if no sentence has its own prefix.
         common: tokens that begin all translations, before the sentence's own prefix.
     """
 
-    own: Sequence[Sequence[int]] | None = None
+    own: Sequence[Sequence[int]] | Mapping[int, Sequence[int]] | None = None
     common: Sequence[int] = ()
 
     def room(self, number: int) -> int:

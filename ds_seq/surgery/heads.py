@@ -86,8 +86,8 @@ def prunable(config: ExperimentConfig, run: object) -> TransformerConfig:
         UserError: cutting out a head would change what is left of the model.
     """
     model = config.model
-    if not isinstance(model, TransformerConfig):
-        raise UserError(f"{run}: model.name {model.name} is not a Transformer of ds_seq")
+    if not isinstance(model, TransformerConfig) or len(model.stacks) == 1:
+        raise UserError(f"{run}: model.name {model.name} is no encoder-decoder of ds_seq")
     if model.has_inner_norms:
         raise UserError(
             f"{run}: norm_position subln has a norm over all heads, so none can be cut out alone"

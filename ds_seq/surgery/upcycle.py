@@ -27,7 +27,8 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import STACKS
 from ds_seq.runs.foreign import is_huggingface, open_huggingface
 from ds_seq.runs.open import open_run
-from ds_seq.weights.fill import Allowed, Differences, fill, read_like
+from ds_seq.surgery.one_stack import parts_besides
+from ds_seq.weights.fill import Allowed, Differences, fill, model_tensors, read_like
 from ds_seq.weights.selection import Selection, listed
 from ds_seq.weights.source import TensorSource
 
@@ -96,14 +97,18 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
             f"train.init_from: {train.init_from} has vocabulary {theirs[:12]}, the data "
             f"{fingerprint[:12]}; both need the same one"
         )
+    new = parts_besides(train.init_from, stored.model_config, config.model)
     allowed = Allowed(
-        Selection(train.allow_missing),
+        Selection([*train.allow_missing, *new]),
         Selection(train.allow_unexpected),
         ", unless train.allow_missing or train.allow_unexpected names them",
     )
     found = transfer(model, stored.weights, train.upcycle_noise, allowed)
     _check_shapeless(train.init_from, stored.model_config, config.model)
     lines = []
+    if found.missing or found.unexpected:
+        taken = sum(1 for _ in model_tensors(model)) - len(found.missing)
+        lines.append(f"train.init_from: taken from {train.init_from}: {taken} tensors")
     if found.missing:
         lines.append(f"train.init_from: new, not in {train.init_from}: {listed(found.missing)}")
     if found.unexpected:
@@ -276,9 +281,12 @@ def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
                 f"train.init_from: {run} is a model of name {theirs.name}, the experiment has "
                 f"model.name {ours.name}; none of its tensors has a place there"
             )
-        return
+        if len(theirs.stacks) == len(ours.stacks):  # one of them is external
+            return
     old, new = _meaning(theirs), _meaning(ours)
     for key in ours.shapeless if isinstance(ours, OtherModel) else _SHAPELESS:
+        if key not in old or key not in new:  # of a stack that only one of them has
+            continue
         is_start = (key, old[key]) in _STARTING_POINTS or _begins_dilated(key, theirs, ours)
         if old[key] != new[key] and not is_start:
             raise UserError(

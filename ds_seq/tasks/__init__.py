@@ -10,18 +10,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.data import DataConfig
+from ds_seq.config.data import DataConfig, FairseqConfig
 from ds_seq.config.task import (
     DenoisingConfig,
     LanguageModelingConfig,
+    MaskedLanguageModelingConfig,
     TaskConfig,
     TranslationConfig,
 )
 from ds_seq.data.expected import expected_by_experiment, raw_files
+from ds_seq.data.open import SourceChoice
 from ds_seq.names import SPLITS
 from ds_seq.plugins import find_plugin
-from ds_seq.tasks.sources import source_choice
 from ds_seq.text.build import load_tokenizers
+from ds_seq.text.tokenizer import Tokenizers
 
 if TYPE_CHECKING:
     from ds_seq.tasks.base import Task
@@ -74,9 +76,15 @@ def numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
 
 
 def _denoising(config: DenoisingConfig, data: DataConfig) -> Task:
-    from ds_seq.tasks.build_denoising import denoising
+    from ds_seq.tasks.noisy import denoising
 
     return denoising(config, data)
+
+
+def _masked(config: MaskedLanguageModelingConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.noisy import masked_language_modeling
+
+    return masked_language_modeling(config, data)
 
 
 def _language_modeling(config: LanguageModelingConfig, data: DataConfig) -> Task:
@@ -96,10 +104,27 @@ def _language_modeling(config: LanguageModelingConfig, data: DataConfig) -> Task
     )
 
 
+def source_choice(data: DataConfig, tokenizers: Tokenizers) -> SourceChoice:
+    """Return the source that `data.source` names, with its options.
+
+    Args:
+        data: the section.
+        tokenizers: tokenizers of the run, into whose ids other formats are translated.
+    """
+    config = data.source
+    if isinstance(config, FairseqConfig):
+        options = {"folders": config.folders, "languages": data.fairseq_languages}
+        return SourceChoice(config.name, {**options, "tokenizers": tokenizers})
+    if isinstance(config, ExternalConfig):
+        return SourceChoice(config.name, config.options)
+    return SourceChoice(config.name, config.model_dump(exclude={"name"}))
+
+
 TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {
     "translation": _translation,
     "language_modeling": _language_modeling,
     "denoising": _denoising,
+    "masked_language_modeling": _masked,
 }
 
 

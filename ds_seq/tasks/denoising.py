@@ -1,4 +1,4 @@
-"""Pre-training of an encoder-decoder: it reads noisy text and writes what was there."""
+"""Tasks that learn from noisy text: what was there, or what single hidden tokens were."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ds_seq.data.batch import Batch, Seq2SeqInputs
-from ds_seq.data.denoising import DenoisingDataset, Noise, Texts
+from ds_seq.data.batch import Batch
+from ds_seq.data.denoising import DenoisingDataset, MaskedDataset
 from ds_seq.data.source import Dataset
 from ds_seq.generation.translate import BatchLimits, Share
 from ds_seq.scores.metric import Metric
@@ -19,42 +19,36 @@ from ds_seq.search.beam_search import BeamSearch
 from ds_seq.tasks.token_figures import token_figures, token_metric
 from ds_seq.text.tokenizer import Tokenizers
 
+NoisyText = DenoisingDataset | MaskedDataset
 
-class DenoisingTask:
-    """Restores noisy text; evaluated by the probabilities of the tokens of the targets.
+
+class NoisyTextTask:
+    """Learns from noisy text; evaluated by the probabilities of the tokens to predict.
 
     Args:
+        name: name of the task, for messages.
         tokenizers: tokenizers of the text.
-        texts: returns the text of a split.
-        noise: makes sources and targets.
-        limits: most tokens of a source, and of a target.
+        dataset: returns the text of a split with its noise.
     """
 
     def __init__(
-        self,
-        tokenizers: Tokenizers,
-        texts: Callable[[str], Texts],
-        noise: Noise,
-        limits: tuple[int, int],
+        self, name: str, tokenizers: Tokenizers, dataset: Callable[[str], NoisyText]
     ) -> None:
         self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
-        self._texts, self._noise, self._limits = texts, noise, limits
+        self._name, self._dataset = name, dataset
 
-    def dataset(self, split: str) -> DenoisingDataset:
-        """Return the text of a split with its noise."""
-        symbols = self.tokenizers.source.symbols, self.tokenizers.target.symbols
-        return DenoisingDataset(self._texts(split), self._noise, symbols, self._limits)
+    def dataset(self, split: str) -> NoisyText:
+        """Return the text of a split; see `Task.dataset`."""
+        return self._dataset(split)
 
-    def collate(
-        self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]
-    ) -> Batch[Seq2SeqInputs]:
+    def collate(self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]) -> Batch:
         """Return the batch of some texts; see `Task.collate`."""
-        assert isinstance(dataset, DenoisingDataset)
+        assert isinstance(dataset, NoisyText)
         return dataset.collate(indices)
 
     def metric(self, name: str) -> Metric:
         """Return `accuracy` or `perplexity`; see `Task.metric`."""
-        return token_metric(name, "denoising")
+        return token_metric(name, self._name)
 
     def evaluate(
         self,
@@ -67,7 +61,7 @@ class DenoisingTask:
         metrics: Sequence[Metric],
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
-        """Score the targets of a split, given the sources; see `Task.evaluate`."""
+        """Score the tokens to predict of a split; see `Task.evaluate`."""
         dataset = self.dataset(split)
         collate = partial(self.collate, dataset)
         return token_figures(model, dataset, collate, metrics, limits, device, share, max_sentences)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,27 +9,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from ds_seq.activity import mark
-from ds_seq.criterions.cross_entropy import smoothed_cross_entropy
 from ds_seq.data.batch import Batch
-from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import Part
 from ds_seq.data.open import SourceChoice, open_source
 from ds_seq.data.origin import Expected
 from ds_seq.data.source import Dataset, Source
 from ds_seq.data.text import TextDataset
 from ds_seq.data.text_batch import TextInputs
-from ds_seq.distributed import broadcast_object, gather_objects
 from ds_seq.errors import UserError
+from ds_seq.generation.perplexity import TextSize, figures_of, likelihoods, text_sizes
 from ds_seq.generation.translate import BatchLimits, Share
 from ds_seq.names import LM_METRICS, PERPLEXITY, TextUnit
 from ds_seq.scores.metric import Measured, Metric, find_metric
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.text.tokenizer import Tokenizers
 
-_LINES = 10_000  # decoded at a time
 LIKELIHOOD = "likelihood"
 """What the metrics of language models compare; see `ds_seq.scores.metric.Metric.needs`."""
 
@@ -45,39 +40,6 @@ class BlockOptions(NamedTuple):
     block_tokens: int
     random_start: bool
     context_window: int
-
-
-class TextSize(NamedTuple):
-    """How large a text is."""
-
-    tokens: int
-    words: int
-    """Words and ends of lines."""
-    bytes: int
-    """Bytes of UTF-8, ends of lines included."""
-
-
-class Likelihood(NamedTuple):
-    """The probability of the tokens of a text."""
-
-    nll: float
-    """Negative logarithm of the probability, in nats."""
-    tokens: int
-
-    def of(self, metric: str, size: TextSize) -> float:
-        """Return one of `LM_METRICS`; infinity where a float cannot hold it.
-
-        Args:
-            metric: its name.
-            size: of the whole text, if only a part of it was scored.
-        """
-        nll = self.nll / self.tokens
-        if metric == "bits_per_byte":
-            return nll / math.log(2) * size.tokens / size.bytes
-        try:
-            return math.exp(nll * size.tokens / size.words if metric == "word_perplexity" else nll)
-        except OverflowError:
-            return math.inf
 
 
 class LanguageModelingTask:
@@ -157,99 +119,21 @@ class LanguageModelingTask:
         was_training = model.training
         model.eval()
         try:
-            found = self._likelihoods(model, dataset, limits, device, share, max_sentences)
+            tokenizer = self.tokenizers.target
+            found = likelihoods(model, dataset, tokenizer, limits, device, share, max_sentences)
         finally:
             model.train(was_training)
-        sizes = self._sizes(dataset, metrics)
-        everything = "\n"  # no name of a file
-        found[everything] = Likelihood(*map(sum, zip(*found.values(), strict=True)))
-        sizes[everything] = TextSize(*map(sum, zip(*sizes.values(), strict=True)))
+        sizes: dict[str, TextSize] = {}
+        if any(metric.name != PERPLEXITY for metric in metrics):
+            sizes = text_sizes(dataset, tokenizer, options.unit == "tokens")
         signature = f"block {options.block_tokens}|context {options.context_window}"
         figures: dict[str, float | str] = {}
         for metric in metrics:
-            values = {name: found[name].of(metric.name, sizes[name]) for name in found}
-            figures[metric.name] = values.pop(everything)
+            figures[metric.name], each = figures_of(found, sizes, metric.name)
             figures[f"{metric.name}_signature"] = signature
-            if len(values) > 1:
-                figures |= {f"{metric.name}/{name}": value for name, value in values.items()}
+            if len(each) > 1:
+                figures |= {f"{metric.name}/{name}": value for name, value in each.items()}
         return figures
-
-    def _likelihoods(
-        self,
-        model: nn.Module,
-        dataset: TextDataset,
-        limits: BatchLimits,
-        device: torch.device,
-        share: Share,
-        most: int | None,
-    ) -> dict[str, Likelihood]:
-        """Return the likelihood of each file of a split, the same on every rank."""
-        sums = {}
-        for part, blocks in zip(dataset.parts, dataset.by_file(), strict=True):
-            chosen = blocks if most is None else blocks[: max(1, most // len(dataset.parts))]
-            sums[part.name] = self._sums(model, dataset, chosen, limits, device, share)
-        if share.world_size == 1:
-            return sums
-        of_ranks = gather_objects(sums)
-        total = None
-        if of_ranks is not None:
-            total = {
-                name: Likelihood(*map(sum, zip(*(each[name] for each in of_ranks), strict=True)))
-                for name in sums
-            }
-        shared: dict[str, Likelihood] = broadcast_object(total)
-        return shared
-
-    @torch.no_grad()
-    def _sums(
-        self,
-        model: nn.Module,
-        dataset: TextDataset,
-        blocks: NDArray[np.int64],
-        limits: BatchLimits,
-        device: torch.device,
-        share: Share,
-    ) -> Likelihood:
-        """Return this rank's part of the likelihood of some blocks."""
-        lengths = dataset.lengths[blocks]
-        sampler = TokenBatchSampler(
-            lengths,
-            max(limits.max_tokens, int(lengths.max())),
-            limits.max_sentences,
-            rank=share.rank,
-            world_size=share.world_size,
-            accumulate=1,
-        )
-        nll, tokens = 0.0, 0
-        for indices in sampler.epoch(0):
-            batch = self.collate(dataset, blocks[indices])
-            nll += float(self._nll(model, batch.to(device)))
-            tokens += batch.num_tokens
-            mark()
-        return Likelihood(nll, tokens)
-
-    def _nll(self, model: nn.Module, batch: Batch[TextInputs]) -> Tensor:
-        output = model(batch.inputs)
-        return smoothed_cross_entropy(output.logits, batch.real_labels, 0.0, "torch")[1]
-
-    def _sizes(self, dataset: TextDataset, metrics: Sequence[Metric]) -> dict[str, TextSize]:
-        """Return the size of each file of a split, as far as the metrics need it."""
-        needs_text = any(metric.name != PERPLEXITY for metric in metrics)
-        tokenizer, empty = self.tokenizers.target, len(self.symbols.framed([]))
-        sizes = {}
-        for part, rows in zip(dataset.parts, dataset.lines, strict=True):
-            tokens = words = size = 0
-            for start in range(rows.start, rows.stop if needs_text else rows.start, _LINES):
-                chosen = np.arange(start, min(start + _LINES, rows.stop))
-                (block,) = dataset.source.gather(chosen)
-                for ids in np.split(block.tokens, np.cumsum(block.lengths)[:-1]):
-                    if len(ids) > empty or self._options.unit == "tokens":
-                        text = tokenizer.decode(ids.tolist())
-                        tokens += len(ids)
-                        words += len(text.split()) + 1
-                        size += len(text.encode()) + 1
-            sizes[part.name] = TextSize(tokens, words, size)
-        return sizes
 
 
 def _refuse(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Measured:

@@ -102,6 +102,8 @@ def _fingerprint(dataset: Dataset) -> str:
     """Return the fingerprint of the source of a dataset, or if it has none, of its lengths."""
     if isinstance(dataset, ParallelDataset | TextDataset):
         return dataset.source.fingerprint
+    if isinstance(dataset, InParts):
+        return dataset.fingerprint_of(0)
     return hashlib.sha256(np.ascontiguousarray(dataset.lengths, np.int64).tobytes()).hexdigest()
 
 

@@ -17,7 +17,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.flops import training_flops
 from ds_seq.config.model.section import Flops, LengthSums
 from ds_seq.data.batch import Batch, Seq2SeqInputs
-from ds_seq.data.text_batch import TextInputs
+from ds_seq.data.text_batch import MaskedInputs, TextInputs
 from ds_seq.moe.output import RoutingStats
 from ds_seq.reports.metrics import Figures, LossSums
 from ds_seq.training.peak import peak_flops
@@ -93,6 +93,9 @@ class Window:
             if isinstance(inputs, Seq2SeqInputs):
                 source = inputs.source_mask.sum(1).double()
                 self._places += inputs.source_mask.numel()
+            elif isinstance(inputs, MaskedInputs):  # the targets are among the tokens read
+                source = inputs.token_mask.sum(1).double()
+                self._real -= float(target.sum())
             elif not isinstance(inputs, TextInputs):
                 continue
             self._real += float(source.sum() + target.sum())

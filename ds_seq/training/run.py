@@ -295,6 +295,11 @@ def _scorer(
         config.longest_source,
         experts=expert_ids(task.tokenizers.target, config.experts) if config.experts else (),
     )
+    if config.generation.lm is not None:
+        from ds_seq.runs.fusion import with_language_model  # only where it is used
+
+        tokenizer = task.tokenizers.target
+        search = with_language_model(search, config.generation, tokenizer, engine.device)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(
         task,

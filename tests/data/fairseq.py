@@ -12,7 +12,9 @@ from typing import Any
 import safetensors.numpy
 
 _RECORDED = Path(__file__).with_name("fairseq_data.safetensors")
-_CHECKPOINTS = Path(__file__).with_name("fairseq_checkpoints.tar.xz")
+_CHECKPOINTS = [
+    Path(__file__).with_name(f"fairseq_{name}.tar.xz") for name in ("checkpoints", "convolutions")
+]
 
 
 def write_recorded(folder: Path) -> None:
@@ -26,12 +28,14 @@ def write_recorded(folder: Path) -> None:
 def write_checkpoints(folder: Path) -> None:
     """Write checkpoints `NAME.pt` of fairseq and `NAME.logits.pt`, what it computed with them.
 
-    Recorded by `benchmarks/parity/fairseq_import.py --record`, as is `pairs.json`, the ids.
+    Recorded by `benchmarks/parity/fairseq_import.py --record`, as is `pairs.json`, the ids;
+    those of convolutions with `--variants lightweight dynamic fconv fconv_shared`.
     """
     # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
     safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(_CHECKPOINTS) as archive:
-        archive.extractall(folder, **safely)
+    for path in _CHECKPOINTS:
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, **safely)
 
 
 def dictionary_size(path: Path) -> int:

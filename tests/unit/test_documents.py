@@ -21,6 +21,7 @@ GUIDES = tuple(
         "CRITERIONS",
         "DISTILLATION",
         "EXPERTS",
+        "LANGUAGE_MODELS",
         "LONG_INPUTS",
         "PRETRAINING",
         "RECURRENT",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ds_seq.commands.arguments.metrics import METRIC_NAMES, add_metrics
 from ds_seq.commands.arguments.shared import (
     RUN_HELP,
     add_hang_seconds,
@@ -12,7 +13,7 @@ from ds_seq.commands.arguments.shared import (
     add_search_arguments,
 )
 from ds_seq.commands.parser import CommandParser, Number, command_parser
-from ds_seq.names import CONSTRAINT_ORDERS, LONG_LINES, OUTPUT_FORMATS, UTILITIES
+from ds_seq.names import CONSTRAINT_ORDERS, DEFAULT_METRICS, LONG_LINES, OUTPUT_FORMATS, UTILITIES
 from ds_seq.text.lines import STANDARD
 
 BUFFER_SIZE = 512  # lines
@@ -31,7 +32,8 @@ def build_parser() -> CommandParser:
     add_loading_arguments(parser)
     add_parts(parser)
     add_hang_seconds(parser)
-    add("--input", help="text, one sentence per line; - = standard input (default: data.raw.test)")
+    add("--input", help="text, one sentence per line, or prompts of a language model; - = standard "
+        "input (default: data.raw.test)")  # fmt: skip
     add("--output", default=STANDARD,
         help="file for the translations; unfinished results are in OUTPUT.partial (default: "
         "standard output)")  # fmt: skip
@@ -47,15 +49,17 @@ def build_parser() -> CommandParser:
     add("--results", metavar="FILE",
         help="JSON file to which scores, speed and settings of this evaluation are "
         "appended")  # fmt: skip
+    add_metrics(parser, METRIC_NAMES, " ".join(DEFAULT_METRICS), ", also in --results")
     add("--n-best", type=int, default=1, metavar="N",
         help="write the N best translations of each line (default: %(default)s)")  # fmt: skip
     add("--format", choices=OUTPUT_FORMATS, default="text",
         help="text: the best translation; tsv: line number, score, translation; jsonl: one object "
         "per input line; fairseq: the S-, T-, H-, D- and P-lines of fairseq-generate "
         "(default: %(default)s)")  # fmt: skip
-    add("--long-lines", choices=LONG_LINES, default="truncate",
+    add("--long-lines", choices=LONG_LINES,
         help="for input lines that are too long for the model: translate the start, leave the "
-        "output line empty, or stop with an error (default: %(default)s)")  # fmt: skip
+        "output line empty, or stop with an error (default: truncate; error for the prompts of a "
+        "language model)")  # fmt: skip
     add("--workers", type=int, metavar="N",
         help="number of batches that a process searches at the same time; on a CPU they share the "
         "threads (default: as many as there are threads, up to a limit; on a GPU 1)")  # fmt: skip

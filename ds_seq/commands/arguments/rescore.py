@@ -12,7 +12,7 @@ from ds_seq.commands.parser import CommandParser, command_parser
 from ds_seq.names import OutputFormat
 from ds_seq.text.lines import STANDARD
 
-_FORMATS: tuple[OutputFormat, ...] = ("tsv", "jsonl")
+_FORMATS: tuple[OutputFormat, ...] = ("tsv", "jsonl", "text")
 _OPTIONS = (
     "length_penalty",
     "length_penalty_form",
@@ -45,6 +45,19 @@ def build_parser() -> CommandParser:
     add("--output", default=STANDARD, help="file for the scores (default: standard output)")
     add("--format", choices=_FORMATS, default="tsv",
         help="tsv: line number, score, translation; jsonl: one object per line, with a score for "
-        "each piece and for the end (default: %(default)s)")  # fmt: skip
+        "each piece and for the end; text: the best translation of each line "
+        "(default: %(default)s)")  # fmt: skip
+    channel = parser.add_argument_group("noisy channel (Yee et al. 2019)")
+    channel.add_argument("--channel", metavar="RUN", help="model that translates back; adds the "
+        "weighted score of the source given the translation")  # fmt: skip
+    channel.add_argument("--channel-weight", type=float, default=1.0, metavar="A",
+        help="factor of its score (default: %(default)s)")  # fmt: skip
+    channel.add_argument("--lm", dest="lm_run", metavar="RUN", help="language model of the target, "
+        "with any vocabulary; adds the weighted score of the translation")  # fmt: skip
+    channel.add_argument("--lm-weight", dest="lm_factor", type=float, default=0.3, metavar="B",
+        help="factor of its score (default: %(default)s)")  # fmt: skip
+    channel.add_argument("--tune", metavar="FILE", help="reference translations of the source: "
+        "print the weights with which the best translations have the highest BLEU, and use "
+        "them")  # fmt: skip
     add_search_arguments(parser, _OPTIONS)
     return parser

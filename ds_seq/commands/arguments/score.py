@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
+from ds_seq.commands.arguments.metrics import METRIC_NAMES, add_metrics
 from ds_seq.commands.parser import CommandParser, Number, command_parser
-from ds_seq.names import DEFAULT_METRICS, PAIRED_TESTS, RESAMPLING_SEED, TEXT_METRICS
-from ds_seq.plugins import nearest
+from ds_seq.names import DEFAULT_METRICS, PAIRED_TESTS, RESAMPLING_SEED
 
-_NAMES = [*TEXT_METRICS, "rouge", "comet"]
 _COMET_MODEL = "Unbabel/wmt22-comet-da"
 
 
@@ -28,17 +25,12 @@ def build_parser() -> CommandParser:
     add("text", nargs="*", help="HYP: detokenized translation; REF: raw reference text")
     add("--reference", nargs="+", metavar="R", help="one or more raw reference texts")
     add("--systems", nargs="+", metavar="A", help="translations of several systems")
-    add("--metrics", nargs="+", type=_metric_name, metavar="M",
-        help=f"some of {', '.join(_NAMES)}, or package.module:Name "
-        f"(default: {' '.join(DEFAULT_METRICS)})")  # fmt: skip
     add("--target-lang", default="", metavar="LANG",
         help="language code; decides how BLEU, TER and ROUGE split text that has no spaces between "
         "words, such as zh, ja and th; required by rouge")  # fmt: skip
-    add("--no-stemmer", action="store_true",
-        help="rouge: compare English words with their endings, which is not usual")  # fmt: skip
+    add_metrics(parser, (*METRIC_NAMES, "comet"), " ".join(DEFAULT_METRICS))
     add("--tokenized", "--tokenised", action="store_true",
         help="the texts are already tokenized: BLEU that is not comparable to others")  # fmt: skip
-    add("--confidence", action="store_true", help="95%% bootstrap confidence intervals")
     add("--paired", nargs="?", const=PAIRED_TESTS[0], choices=PAIRED_TESTS,
         help="p-values of the differences to the first system (default: bootstrap)")  # fmt: skip
     add("--samples", type=Number(2), metavar="N",
@@ -58,12 +50,3 @@ def build_parser() -> CommandParser:
         help="COMET model (default: %(default)s)",
     )
     return parser
-
-
-def _metric_name(text: str) -> str:
-    if text not in _NAMES and ":" not in text:
-        raise argparse.ArgumentTypeError(
-            f"no metric {text!r}{nearest(text, _NAMES)}; there are {', '.join(_NAMES)}, or "
-            "package.module:Name"
-        )
-    return text

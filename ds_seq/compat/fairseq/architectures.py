@@ -30,6 +30,9 @@ _FAIRSEQ: dict[str, dict[str, Any]] = {
     "wmt_en_de_big_t2t": {**_WMT_BIG, **_both(normalize_before=True), "activation_dropout": 0.1},
 }
 
+_LIGHTCONV = {"encoder_layers": 7, "decoder_layers": 6}
+_LIGHTCONV_BIG = {**_LIGHTCONV, **_WMT_BIG}
+
 # VarunGumma/fairseq
 _BASE = {**_both(normalize_before=True), "layernorm_embedding": True, "activation_fn": "gelu"}
 _HUGE = {**_BASE, **_both(embed_dim=1536, ffn_embed_dim=4096, attention_heads=16)}
@@ -48,6 +51,17 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "transformer_huge_RS": {**_HUGE, **_both(recurrent_stacking=6)},
     "transformer_deep": {
         **_BASE, **_both(layers=18, embed_dim=1024, ffn_embed_dim=8192, attention_heads=16),
+    },
+    "lightconv": _LIGHTCONV,
+    "lightconv_iwslt_de_en": {
+        **_both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4, glu="False"),
+        **_LIGHTCONV, "attention_dropout": 0.1, "weight_dropout": 0.1, "input_dropout": 0.0,
+    },
+    "lightconv_wmt_en_de": _LIGHTCONV,
+    "lightconv_wmt_en_de_big": _LIGHTCONV_BIG,
+    "lightconv_wmt_en_fr_big": {**_LIGHTCONV_BIG, "dropout": 0.1},
+    "lightconv_wmt_zh_en_big": {
+        **_LIGHTCONV_BIG, "dropout": 0.2, "attention_dropout": 0.2, "weight_dropout": 0.2,
     },
     "transformer_ds_moe": {},
     **{f"transformer_ds_moe_{name}": values for name, values in _FAIRSEQ.items()},

@@ -9,6 +9,7 @@ from typing import Any
 
 from ds_seq.compat.fairseq.adapters import adapters_section
 from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.convolutions import mixers_section
 from ds_seq.compat.fairseq.experts import experts_section
 from ds_seq.compat.fairseq.lora import lora_section
 from ds_seq.compat.fairseq.refusals import Refusals
@@ -61,7 +62,7 @@ def model_section(given: Given, refusals: Refusals) -> dict[str, Any]:
     }
     if read.both("kv_attention_heads") is not None:
         section["num_kv_heads"] = read.both("kv_attention_heads")
-    section |= read.norm() | read.factorized()
+    section |= read.norm() | read.factorized() | mixers_section(given, refusals)
     if given["checkpoint_activations"] or given["offload_activations"]:
         section["activation_checkpointing"] = True
     if section.pop("halved", False):

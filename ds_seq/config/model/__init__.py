@@ -6,6 +6,7 @@ fields, checks and parameter count. In an experiment file, all fields are in one
 
 from ds_seq.config.model.convolutional import ConvolutionalConfig
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
+from ds_seq.config.model.encoder_only import EncoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.recurrent import RecurrentConfig
 from ds_seq.config.model.router import ExternalRouterConfig
@@ -20,6 +21,7 @@ from ds_seq.config.model.union import (
 __all__ = [
     "ConvolutionalConfig",
     "DecoderOnlyConfig",
+    "EncoderOnlyConfig",
     "ExternalModelConfig",
     "ExternalRouterConfig",
     "HuggingFaceModelConfig",

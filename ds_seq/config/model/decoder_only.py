@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from ds_seq.config.model.lm_presets import LM_PRESETS
 from ds_seq.config.model.mixer import AttentionMixerConfig
 from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.names import Stack
+from ds_seq.plugins import nearest
 
 
 class OneStackConfig(TransformerConfig):
@@ -62,3 +64,25 @@ class DecoderOnlyConfig(OneStackConfig):
     name: Literal["decoder_only"] = Field(  # type: ignore[assignment]
         description="Selects this model."
     )
+    preset: str | None = Field(
+        default=None,
+        description="Named sizes for fields that are not given: "
+        + ", ".join(f"`{name}`" for name in LM_PRESETS)
+        + ".",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, section: Any) -> Any:
+        preset = section.get("preset") if isinstance(section, Mapping) else None
+        if not isinstance(preset, str) or preset not in LM_PRESETS:
+            return section  # an unknown preset is reported by the field's own check
+        return {**LM_PRESETS[preset], **section}
+
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, preset: str | None) -> str | None:
+        if preset is not None and preset not in LM_PRESETS:
+            known, meant = ", ".join(LM_PRESETS), nearest(preset, list(LM_PRESETS))
+            raise ValueError(f"no preset {preset!r}{meant} of language models; there are {known}")
+        return preset

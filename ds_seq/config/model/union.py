@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from ds_seq.config.base import ExternalName, plugin_tag
 from ds_seq.config.model.convolutional import ConvolutionalConfig
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
+from ds_seq.config.model.encoder_only import EncoderOnlyConfig
 from ds_seq.config.model.recurrent import RecurrentConfig
 from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 from ds_seq.errors import UserError
@@ -55,6 +56,7 @@ ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[RecurrentConfig, Tag("recurrent")]
     | Annotated[DecoderOnlyConfig, Tag("decoder_only")]
+    | Annotated[EncoderOnlyConfig, Tag("encoder_only")]
     | Annotated[HuggingFaceModelConfig, Tag("huggingface")]
     | Annotated[ConvolutionalConfig, Tag("convolutional")]
     | Annotated[ExternalModelConfig, Tag("external")],
@@ -72,9 +74,9 @@ def with_layers(model: ModelConfig, where: str = "model.name") -> TransformerFie
     Raises:
         UserError: the model is not made of Transformer layers.
     """
-    if isinstance(model, TransformerFields):
+    if isinstance(model, TransformerFields) and len(model.stacks) > 1:
         return model
     raise UserError(
-        f"{where}: {model.name} has no Transformer layers to choose, copy or change; only name: "
-        "transformer has"
+        f"{where}: {model.name} has no Transformer layers of two stacks to choose, copy or change; "
+        "only name: transformer has"
     )

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from ds_seq.config.model.section import OtherModel
+from ds_seq.config.model.section import ModelSection, OtherModel
 
 # The fields of version 0.1.0, in the order in which it wrote them.
 _FIRST_FIELDS = (
@@ -51,7 +51,8 @@ def stable_json(model: BaseModel) -> bytes:
         model: the `model` section.
     """
     changed = model.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(model, OtherModel):  # version 0.1.0 had none
+    has_one_stack = isinstance(model, ModelSection) and len(model.stacks) == 1
+    if isinstance(model, OtherModel) or has_one_stack:  # version 0.1.0 had none
         return to_json({"name": vars(model)["name"], **changed})
     section = {"options": {}, **model.model_dump(mode="json")}
     # without options that version 0.1.0 did not have

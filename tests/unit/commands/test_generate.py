@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import ds_seq
-from ds_seq.commands import generate, options
+from ds_seq.commands import generate, options, score
 from ds_seq.commands.arguments.generate import build_parser
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
@@ -120,6 +120,27 @@ def test_results_of_evaluations_collect_in_a_file(
     assert (first["generation"]["beam"], second["generation"]["beam"]) == (5, 2)
     assert (first["n_obs"], first["n_resumed"], first["ranks"]) == (len(LINES), 0, 1)
     assert first["seconds_per_sample"] > 0 and first["models"] == [str(folder / WEIGHTS)]
+
+
+def test_results_have_the_metrics_and_intervals_that_are_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are those of `ds-seq score` for the same texts."""
+    results, out = folder / "results.json", folder / "out"
+    asked = ["--metrics", "rouge", "chrf", "--confidence"]
+    given = ["--input", folder / "in", "--reference", folder / "ref", "--output", out]
+    assert call("--results", results, *given, *asked) == 0
+    printed = capsys.readouterr().out
+    (found,) = json.loads(results.read_text())[str(folder / "in")]
+    words = [*map(str, (out, folder / "ref")), "--target-lang", "en", "--json", *asked]
+    assert score.main(words) == 0
+    (expected,) = json.loads(capsys.readouterr().out)["systems"]
+    assert list(expected["scores"]) == ["rouge1", "rouge2", "rougeL", "rougeLsum", "chrf"]
+    for name, values in expected["scores"].items():
+        keys = {"value": name, **{key: f"{name}_{key}" for key in ("signature", "mean", "ci")}}
+        assert {key: values[key] for key in keys} == {key: found[keys[key]] for key in keys}
+        assert f"|{values['signature']} = {values['value']:.2f}" in printed
+    assert "bleu" not in found
 
 
 def test_search_options_override_the_experiment(
@@ -330,6 +351,10 @@ def test_a_failed_run_is_resumed(
         (["--output", "fifo"], "fifo: is a device or a pipe"),
         (["--input", "empty", "--reference", "empty"], "the text is empty"),
         (["--input", "in", "--results", "new"], "--results: there is no score without --reference"),
+        (["--input", "in", "--metrics", "ter"], "--metrics: there is no score without --refer"),
+        (["--input", "in", "--confidence"], "--confidence: there is no score without --reference"),
+        (["--no-stemmer"], "--no-stemmer: only used by rouge"),
+        (["--metrics", "rogue"], "no metric 'rogue' (did you mean 'rouge'?)"),
         (["--results", "bad"], "bad: is damaged"),
         (["--results", "ref", "--reference", "ref"], "ref: is also"),
     ],
@@ -369,7 +394,8 @@ def test_arguments_of_the_search_are_those_of_the_config() -> None:
     for name, field in GenerationConfig.model_fields.items():
         help = str(actions[name].help)
         assert help.startswith(f"{str(field.description).rstrip('.')} (")
-        assert help.endswith(f"default: {str(field.default).replace('False', 'false')})")
+        default = {"None": "null", "False": "false"}.get(str(field.default), field.default)
+        assert help.endswith(f"default: {default})")
     assert actions["local_rank"].help == argparse.SUPPRESS
 
 

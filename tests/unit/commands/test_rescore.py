@@ -208,3 +208,33 @@ def test_bad_input_gets_one_line(
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("ds-seq: error: ") and message in captured.err
     assert sorted(lab.iterdir()) == before
+
+
+def test_further_models_add_their_weighted_scores(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each model's own scores are those that it gives on its own, in the other direction too."""
+
+    def scores(*options: object) -> list[float]:
+        assert call(lab / "dense", *options) == 0
+        rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        return [float(row[1]) for row in rows]
+
+    back = scores("--source", lab / "tgt", "--hypotheses", lab / "src")
+    both = scores(*texts(lab), "--channel", lab / "dense", "--channel-weight", "0.5")
+    sums = [one + 0.5 * other for one, other in zip(scores(*texts(lab)), back, strict=True)]
+    assert both == pytest.approx(sums, abs=1e-3)
+    assert call(lab / "dense", *texts(lab), "--channel", lab / "dense", "--tune", lab / "tgt") == 0
+    assert "--channel-weight 0 --lm-weight 0: BLEU 100.00" in capsys.readouterr().err
+
+
+def test_further_models_that_do_not_fit(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        ("--lm", lab / "dense"): "is a model of task translation",
+        ("--tune", lab / "tgt"): "--tune: there are no weights without --channel or --lm",
+        ("--channel", lab / "nothing"): "no such run folder",
+    }
+    for options, words in cases.items():
+        assert call(lab / "dense", *texts(lab), *options) == EXIT_USER_ERROR
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1

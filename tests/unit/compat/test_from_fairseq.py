@@ -15,8 +15,10 @@ from ds_seq.compat.fairseq.command import BY_DEST, BY_NAME, FLAGS, Given, read_c
 from ds_seq.compat.fairseq.page import flags_page
 from ds_seq.compat.fairseq.translate import Translation, translate
 from ds_seq.config.load import load_experiment, read_experiment
+from ds_seq.config.model import TransformerConfig
 from ds_seq.config.schema import sections
 from ds_seq.errors import UserError
+from ds_seq.names import STACKS
 from tests.data.fairseq import write_recorded
 from tests.unit.compat.commands import COMMANDS, command
 
@@ -174,7 +176,9 @@ REFUSED = [
     (["--lr-scheduler", "tri_stage"], "--lr-scheduler tri_stage: not supported"),
     (["--criterion", "ctc"], "--criterion ctc: give one of cross_entropy"),
     (["--task", "denoising"], "--task denoising: not supported"),
-    (["--arch", "lightconv"], "--arch lightconv: no such Transformer"),
+    (["--arch", "lightconvv"], "--arch lightconvv: no such .*did you mean 'lightconv'"),
+    (["--arch", "lightconv", "--encoder-glu", "maybe"], "--encoder-glu maybe: give True or False"),
+    (["--weight-dropout", "0.1"], "--weight-dropout: belongs to --arch lightconv"),
     (["--encoder-ffn-embed-dim", "128"], "--encoder-ffn-embed-dim 128 and --decoder-ffn-embed"),
     (["--max-tokens", "many"], "--max-tokens many: should be a whole number"),
     (["--update-freq", "4,2"], "--update-freq 4,2: give one whole number"),
@@ -245,3 +249,27 @@ def test_help_needs_no_torch() -> None:
 
     code = "import sys, ds_seq.commands.from_fairseq; print(*{'torch'} & {*sys.modules})"
     assert words_printed_by(code) == []
+
+
+def test_convolutions_are_those_of_the_flags(data: Path) -> None:
+    more = ["--encoder-conv-type", "lightweight", "--decoder-kernel-size-list", "[3,5,5,5,5,7]"]
+    more += ["--encoder-conv-dim", "256", "--weight-softmax", "false"]
+    model = TransformerConfig(**model_of(*more, data=data, arch="lightconv_iwslt_de_en"))
+    encoder, decoder = model.convolution_of("encoder"), model.convolution_of("decoder")
+    assert encoder is not None and decoder is not None
+    assert (encoder.name, decoder.name) == ("lightweight_convolution", "dynamic_convolution")
+    assert (encoder.width, decoder.width) == (256, None)
+    assert not (encoder.glu or encoder.weight_softmax or encoder.input_dropout)
+    assert decoder.sizes(6) == [3, 5, 5, 5, 5, 7] and decoder.weight_dropout == 0.1
+    for preset in ("lightconv_wmt_en_de", "lightconv_wmt_zh_en_big"):
+        read = TransformerConfig(**model_of("--share-all-embeddings", data=data, arch=preset))
+        ours = TransformerConfig(preset=preset)
+        assert read.num_params(1000) == ours.num_params(1000)
+        for stack in STACKS:
+            ours_of, read_of = ours.convolution_of(stack), read.convolution_of(stack)
+            assert ours_of is not None and read_of is not None
+            dropouts = [
+                (each.dropped(model.attention_dropout), each.input_dropout)
+                for each, model in ((ours_of, ours), (read_of, read))
+            ]
+            assert dropouts[0] == dropouts[1]

@@ -163,13 +163,19 @@ def test_plugin_names_are_the_union_tags() -> None:
         "hard_em",
         "model_and_base",
     }
-    assert names["task"] == {"translation", "denoising", "language_modeling"}
+    assert names["task"] == {
+        "translation",
+        "denoising",
+        "language_modeling",
+        "masked_language_modeling",
+    }
     assert names["model"] == {
         "transformer",
         "recurrent",
         "convolutional",
         "huggingface",
         "decoder_only",
+        "encoder_only",
     }
     assert "external" not in set().union(*names.values())
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from sacrebleu import sentence_bleu, sentence_chrf
 from torch import Tensor
 
 from benchmarks.plain import beam_search
@@ -22,6 +22,7 @@ from ds_seq.criterions.cross_entropy import cross_entropy
 from ds_seq.criterions.generator import Generation
 from ds_seq.criterions.likelihoods import token_likelihoods
 from ds_seq.criterions.minimum_risk import MinimumRiskTraining
+from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
@@ -91,8 +92,9 @@ def test_loss_and_gradient_are_those_of_the_expectation_over_all_sequences(
 ) -> None:
     """A beam as wide as the set of all sequences finds all of them."""
     model = tiny_model().train()
-    criterion = criterion_of(search="beam", candidates=len(ALL), label_smoothing=0.1, **options)
-    criterion._errors = errors
+    made = criterion_of(search="beam", candidates=len(ALL), **options)
+    settings = (made.sharpness, made.include_reference, made.ce_weight, made.cross_entropy)
+    criterion = MinimumRiskTraining(made.generate, errors, *settings)
     read = criterion.prepare(BATCH, Current(model, 0))
     assert read.num_sentences == 3 * len(ALL) and model.training
     loss = criterion(model(read.inputs), read)
@@ -167,8 +169,6 @@ def test_router_losses_count_by_the_tokens_of_the_data() -> None:
     criterion, model = criterion_of(), tiny_model().train()
     read = criterion.prepare(BATCH, Current(model, 0))
     output = model(read.inputs)._replace(router_losses={"load_balance": torch.tensor(1.5)})
-    from ds_seq.criterions.model_and_base import ModelAndBase
-
     both = ModelAndBase(criterion, {}, ("load_balance",))
     expected = criterion(output, read).total + 1.5 * BATCH.num_tokens
     torch.testing.assert_close(both(output, read).total, expected)
@@ -198,8 +198,6 @@ def test_likelihoods_of_tokens_and_their_gradients_are_those_of_autograd(
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf"])
 def test_errors_are_sentence_scores_of_plain_text(metric: Any) -> None:
-    from sacrebleu import sentence_bleu, sentence_chrf
-
     reference, others = [4, 5, 4, 5, 5], [[4, 5, 4, 5, 5], [4, 5, 4, 4], [], [5, 5, 5, 4, 5]]
     measure, text = sentence_errors(metric, "en", Spelling()), Spelling().decode  # type: ignore[arg-type]
     score = sentence_bleu if metric == "bleu" else sentence_chrf
@@ -210,5 +208,5 @@ def test_errors_are_sentence_scores_of_plain_text(metric: Any) -> None:
 
 def test_the_batch_on_its_way_to_a_device_takes_the_candidates_along() -> None:
     read: Batch = criterion_of().prepare(BATCH, Current(tiny_model().train(), 0))
-    moved = replace(read, indices=read.indices).to("meta")
+    moved = read.to("meta")
     assert moved.candidates is not None and moved.candidates.cost.is_meta

@@ -22,6 +22,7 @@ AXES: list[dict[str, Any]] = [
     {},
     {"moe": {"every": 1, "num_experts": 2, "capacity_factor": None}, "norm": "rms"},
     {"decoder_mixer": "retention", "positions": "none", "norm_position": "pre"},
+    {"decoder_mixer": {"name": "dilated", "segment_lengths": [2, 6], "dilations": [1, 2]}},
     {"share_embeddings": "none", "embedding_dim": 8, "positions": "rotary", "num_kv_heads": 1},
     {"norm_position": "deepnorm", "activation": "swiglu", "positions": "alibi"},
     {"norm_position": "subln", "output_bias": True, "decoder_repeats": 2, "attention_window": 2},
@@ -55,6 +56,24 @@ def test_an_axis_counts_decodes_and_ignores_mates(options):
         other = model(changed.inputs).logits
         torch.testing.assert_close(other[:3], logits[:3], atol=1e-5, rtol=1e-5)
         assert (other[3:] - logits[3:5]).abs().max() > 1e-3
+
+
+def test_presets_have_the_published_sizes():
+    """Parameters of fairseq's architectures with a vocabulary of 50,257, positions not counted."""
+    sizes = {
+        name: config_of(name).num_params(50257).total / 1e6
+        for name in ("lm_gpt", "lm_gpt2_medium", "lm_gpt3_small")
+    }
+    assert sizes["lm_gpt"] == pytest.approx(85.05 + 2 * 38.6, abs=0.1)
+    assert sizes["lm_gpt2_medium"] == pytest.approx(708.5 + 2 * 64.33, abs=0.3)
+    assert 124 < sizes["lm_gpt3_small"] < 126, "called 125M"
+    assert config_of("lm_gpt2_tiny").ffn_dim == 64
+    with pytest.raises(ValidationError, match=r"no preset 'lm_gpt2_smal' \(did you mean 'lm_gpt2"):
+        config_of("lm_gpt2_smal")
+
+
+def config_of(preset: str) -> DecoderOnlyConfig:
+    return DecoderOnlyConfig.model_validate({"name": "decoder_only", "preset": preset})
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,12 @@ def test_experts_are_refused_by_name(name: str, tmp_path: Path) -> None:
 
 
 def test_the_folder_has_the_files_of_its_tokenizer_and_an_example(tmp_path: Path) -> None:
-    """An `AutoTokenizer` opens the folder: benchmarks/parity/ctranslate2.py runs the examples."""
+    """By `model_type`, an `AutoTokenizer` finds the class that reads the files."""
     result = imported("nllb", tmp_path)
     export(tmp_path / "run", tmp_path / "out", "best", form="ctranslate2")
     content = (FOLDERS / "nllb" / "tokenizer.json").read_bytes()
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == content
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "m2m_100"
     text = (tmp_path / "out" / "README.md").read_text()
-    assert example(result.tokenizers, "nllb") in text
+    assert example(result.tokenizers, result.config) in text
     assert "target_prefix=[['deu_Latn']]" in text

@@ -23,7 +23,7 @@ from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, writ
 Capture = pytest.CaptureFixture[str]
 NAMES = (
     "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
-    "alibi", "fused", "languages",
+    "alibi", "fused", "languages", "lightweight", "dynamic", "fconv", "fconv_shared",
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_a_model_computes_what_fairseq_computed(name: str, recorded: Path, tmp_p
     expected = torch.load(recorded / f"{name}.logits.pt")
     for (source, target), theirs in zip(pairs, expected, strict=True):
         with torch.no_grad():
-            ours = run.seq2seq(inputs_of(source, target)).logits
+            ours = run.model(inputs_of(source, target)).logits
         assert (ours - theirs).abs().max() < 1e-5  # recorded in float32
     assert (run.card.source_lang, run.card.target_lang) == ("en", "de")
 
@@ -254,7 +254,8 @@ def wider(state: dict[str, Tensor]) -> None:
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
         (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
         (None, {"decoder_ffn_embed_dim": 16}, "--encoder-ffn-embed-dim 12 and --decoder-ffn"),
-        (None, {"arch": "lightconv"}, "--arch lightconv: only Transformers"),
+        (None, {"arch": "nat"}, "--arch nat: only Transformers, lightconv and fconv"),
+        (None, {"encoder_glu": False}, "--encoder-glu: belongs to --arch lightconv"),
         (None, {"source_lang": None}, "names no languages; add --source-lang"),
         (None, {"encoder_learned_pos": True}, "--encoder-learned-pos True and --decoder-learned"),
         (None, {"activation_fn": "tanh"}, "--activation-fn tanh: no such activation"),

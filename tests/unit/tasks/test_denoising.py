@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ds_seq.training.inputs import train_batches, valid_batches
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 
+MASKED = {"name": "masked_language_modeling", "side": "both"}
 SYMBOLS = ["<mask>", "<extra_id_0>", "<extra_id_1>"]
 
 
@@ -38,12 +40,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sides = folder / f"{split}.en", folder / f"{split}.de"
         shared, pair = Tokenizers.shared(vocab), ("en", "de")
         binarize(shared, *sides, folder, split, languages=pair, shard_size=150)
+        binarize(
+            shared, sides[0], None, folder / "one", split, languages=("en", "en"), shard_size=150
+        )
+    shutil.copy(folder / "vocab.model", folder / "one")
     return folder
 
 
-def experiment(folder: Path, vocab: Any = None, **sections: Any) -> ExperimentConfig:
+def experiment(
+    folder: Path, vocab: Any = None, language: str | None = None, **sections: Any
+) -> ExperimentConfig:
     vocab = {"size": 130, "mask": True, "sentinels": 2} if vocab is None else vocab
-    section = {"source_lang": "en", "target_lang": "de", "dir": str(folder), "vocab": vocab}
+    languages = {"source_lang": "en", "target_lang": "de"}
+    section: dict[str, Any] = {"dir": str(folder), "vocab": vocab}
+    section |= languages if language is None else {"language": language}
     return read_experiment(
         {
             "name": "x",
@@ -67,15 +77,27 @@ def _stream(config: ExperimentConfig, rank: int = 0, size: int = 1) -> BatchStre
     return train_batches(config, task, task.dataset("train"), World(rank, size), None)
 
 
-@pytest.mark.parametrize("noise", ["bart", "t5"])
-def test_ranks_and_resumes_change_no_byte_of_a_batch(data: Path, noise: str) -> None:
-    task = {"name": "denoising", "side": "both", "noise": noise}
-    config = experiment(data, task=task)
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "bart": {"task": {"name": "denoising", "side": "both"}},
+    "t5": {"task": {"name": "denoising", "side": "both", "noise": "t5"}},
+    "masked": {"task": MASKED, "model": {"name": "encoder_only"}},
+    "blocks": {
+        "task": {"name": "denoising", "noise": "mbart", "block_tokens": 60},
+        "language": "en",
+    },
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_ranks_and_resumes_change_no_byte_of_a_batch(data: Path, case: str) -> None:
+    layout = LAYOUTS[case]
+    data = data / "one" if "language" in layout else data
+    config = experiment(data, **layout)
     stream = _stream(config)
     updates = stream.updates_per_epoch + 2  # into the second epoch
     alone = [_digest(next(stream)) for _ in range(2 * updates)]
     assert len(set(alone)) > len(alone) - 2  # but for empty batches, each is another one
-    one_each = experiment(data, task=task, train={"max_tokens": 400, "accumulate": 1})
+    one_each = experiment(data, **layout, train={"max_tokens": 400, "accumulate": 1})
     with _stream(one_each, 0, 2) as first, _stream(one_each, 1, 2) as second:
         both = [_digest(next(each)) for _ in range(updates) for each in (first, second)]
     assert sorted(both) == sorted(alone)
@@ -130,6 +152,37 @@ def test_the_target_is_the_text_of_the_side(data: Path, side: str) -> None:
     assert (batch.inputs.source_mask.sum(1) <= batch.mask.sum(1)).all()
 
 
+def test_blocks_of_lines_are_denoised_with_the_ends_of_lines_in_them(data: Path) -> None:
+    task_section = {"name": "denoising", "block_tokens": 60, "random_start": False}
+    config = experiment(data / "one", language="en", task=task_section)
+    task = build_task(config.task, config.data)
+    dataset = task.dataset("train")
+    batch = task.collate(dataset, np.arange(len(dataset)))
+    assert batch.labels.shape[1] <= 60 and int(batch.mask.sum(1).max()) >= 59
+    tokenizer = SentencePieceTokenizer.load(data / "vocab.model")
+    eos = tokenizer.symbols.eos
+    rows = [row[mask].tolist() for row, mask in zip(batch.labels, batch.mask, strict=True)]
+    assert all(row[-1] == eos for row in rows) and sum(row[:-1].count(eos) for row in rows) > 50
+    lines = (data / "train.en").read_text().splitlines()
+    # the end of a block within a line is an end symbol more
+    joined = "".join(tokenizer.decode(row) for row in rows).replace(" ", "")
+    assert joined == "".join(lines).replace(" ", "")
+
+
+def test_masked_tokens_are_the_labels(data: Path) -> None:
+    config = experiment(data, task=MASKED, model={"name": "encoder_only"})
+    task = build_task(config.task, config.data)
+    dataset = task.dataset("train")
+    batch = task.collate(dataset, np.arange(len(dataset)))
+    tokens, real, scored, num_scored, num_real = batch.inputs
+    assert num_scored == batch.num_tokens == int(scored.sum()) and num_real == int(real.sum())
+    assert 0.12 < num_scored / num_real < 0.25 and bool((scored.sum(1) >= 1).all())
+    assert not (scored & ~real).any() and not (scored & (batch.labels == 2)).any()
+    assert torch.equal(tokens[real & ~scored], batch.labels[real & ~scored])
+    mask = SentencePieceTokenizer.load(data / "vocab.model").pieces(range(130)).index("<mask>")
+    assert 0.7 < float((tokens[scored] == mask).float().mean()) < 0.9
+
+
 def test_no_text_becomes_a_symbol_of_the_noise(data: Path) -> None:
     tokenizer = SentencePieceTokenizer.load(data / "vocab.model")
     ids = tokenizer.encode("w1 <mask> <extra_id_0> w2")
@@ -139,7 +192,10 @@ def test_no_text_becomes_a_symbol_of_the_noise(data: Path) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no side": ({"task": {"name": "denoising"}}, r"task\.side: null, but the data has pairs"),
-    "no mask": ({"vocab": {"size": 130}}, r"data\.vocab\.mask: false, but the noise bart needs"),
+    "no mask": (
+        {"vocab": {"size": 130}},
+        r"data\.vocab\.mask: false, but task denoising needs <m",
+    ),
     "no spans": (
         {"task": {"name": "denoising", "side": "source", "noise": "t5"}, "vocab": {"size": 130}},
         r"data\.vocab\.sentinels: 0, but the noise t5 needs symbols such as <extra_id_0>; set 100",
@@ -150,7 +206,36 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "metric": (
         {"validation": {"metrics": ["bleu"], "best": "bleu"}},
-        r"validation\.metrics: no metric 'bleu'; there are accuracy, perplexity; task denoising",
+        r"validation\.metrics: no metric 'bleu'; there are accuracy, perplexity; the task",
+    ),
+    "text of one side": (
+        {"language": "en", "task": {"name": "denoising", "side": "both"}},
+        r"task\.side: both, but data\.language has text of one side; set it to null",
+    ),
+    "no decoder": (
+        {"model": {"name": "encoder_only"}},
+        r"model\.name: encoder_only cannot learn this task; use transformer",
+    ),
+    "no encoder": (
+        {"task": MASKED, "model": {"name": "decoder_only"}},
+        r"model\.name: decoder_only sees no token behind a hidden one; use encoder_only",
+    ),
+    "a decoder": (
+        {"task": MASKED},
+        r"model\.name: transformer cannot learn this task; use encoder_only",
+    ),
+    "sees all": (
+        {
+            "language": "en",
+            "task": {"name": "language_modeling"},
+            "model": {"name": "encoder_only"},
+            "validation": {},
+        },
+        r"model\.name: encoder_only sees the tokens to predict; use decoder_only",
+    ),
+    "shares": (
+        {"task": {**MASKED, "random_tokens": 0.6, "kept_tokens": 0.5}},
+        r"task\.kept_tokens: 0\.5 and random_tokens 0\.6 are more than 1",
     ),
     "two vocabularies": (
         {

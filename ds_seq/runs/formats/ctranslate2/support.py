@@ -46,7 +46,7 @@ def convertible(config: ModelConfig) -> TransformerConfig:
     Raises:
         UserError: it has no such model; names the option that it lacks.
     """
-    if not isinstance(config, TransformerConfig):
+    if not isinstance(config, TransformerConfig) or len(config.stacks) == 1:
         raise UserError(f"model.name: CTranslate2 has no {config.name!r}; {_INSTEAD}")
     for key, what in _lacking(config):
         advice = _ADVICE.get(key, _INSTEAD)

@@ -11,6 +11,8 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import save_tokenizers, vocab_paths
 
+_LONGEST = 256  # tokens of a translation, CTranslate2's default
+
 
 def is_framed(tokenizers: Tokenizers) -> bool:
     """Return whether CTranslate2 is given sources with the symbols around them, the end included.
@@ -28,24 +30,28 @@ def save_vocabulary(tokenizers: Tokenizers, folder: Path, config: ExperimentConf
         origin.save_vocabulary(folder, languages_of(config))
 
 
-def example(tokenizers: Tokenizers, name: str) -> str:
+def example(tokenizers: Tokenizers, config: ExperimentConfig) -> str:
     """Return an example in Python.
 
     Args:
         tokenizers: tokenizers of source and target.
-        name: folder of the model.
+        config: experiment of the model, whose name is that of the folder.
     """
+    name, longest = config.name, min(config.data.max_target_length, _LONGEST)
     symbols, target = tokenizers.symbols, tokenizers.target
     opening = target.pieces(symbols.opening)
     never = [[piece] for piece in target.pieces(sorted(symbols.never_generated))]
-    options = f", target_prefix=[{opening}]" if opening else ""
+    options = f", beam_size={config.generation.beam}, max_decoding_length={longest - 1}"
+    options += f", target_prefix=[{opening}]" if opening else ""
     options += f", suppress_sequences={never}" if never else ""
     first = f"[{len(opening)}:]" if opening else ""
     libraries, readers, pieces, text = "", [], "[...]  # pieces of the source", "print(found)"
     if isinstance(tokenizers.source, HuggingFaceTokenizer):
         libraries = "from transformers import AutoTokenizer"
         readers = [f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
-        pieces = 'tokenizer.convert_ids_to_tokens(tokenizer("...").input_ids)'
+        pieces = f'[*tokenizer.tokenize("..."), {target.pieces([symbols.eos])[0]!r}]'
+        if tokenizers.source.symbols.opening or tokenizers.source.symbols.closing:
+            pieces = 'tokenizer.convert_ids_to_tokens(tokenizer("...").input_ids)'
         text = "print(tokenizer.convert_tokens_to_string(found))"
     elif isinstance(tokenizers.source, SentencePieceTokenizer):
         libraries = "from sentencepiece import SentencePieceProcessor"

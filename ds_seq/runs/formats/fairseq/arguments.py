@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ds_seq.compat.fairseq.command import BY_DEST, Given
+from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV
 from ds_seq.compat.fairseq.flag import changes, numbers
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.plain import Inert
+from ds_seq.runs.formats.fairseq.recurrent import RECURRENT
 
 _NESTED = ("encoder", "decoder", "quant_noise")
 _SECTIONS = ("common", "task", "criterion", "model", "generation")
@@ -118,12 +120,16 @@ def given_model(arguments: Mapping[str, Any]) -> Given:
             value = _numbers(value)
         if value is None:
             continue
-        if flag in MODEL_FLAGS and flag.kind in ("int", "float"):
+        is_list = dest.endswith("_layers") and str(arguments.get("arch")).startswith(FCONV)
+        if flag in MODEL_FLAGS and flag.kind in ("int", "float") and not is_list:
             _check_number(flag.names[0], value)
         values[dest] = value
     arch = str(values.get("arch", "transformer"))
-    if not arch.startswith("transformer"):
-        raise UserError(f"import: --arch {arch}: only Transformers of fairseq can be imported")
+    if not arch.startswith(("transformer", LIGHTCONV, FCONV)) and arch not in RECURRENT:
+        raise UserError(
+            f"import: --arch {arch}: only Transformers, lightconv and fconv of fairseq can be "
+            f"imported, and {', '.join(RECURRENT)}"
+        )
     # a checkpoint has the values themselves, so the name of the architecture adds nothing
     return Given(values)
 

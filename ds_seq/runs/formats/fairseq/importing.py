@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV, gated_section
+from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
 from ds_seq.config.model import TransformerConfig
@@ -24,10 +26,22 @@ from ds_seq.models import build_model
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import GATED_ACTIVATIONS
 from ds_seq.runs.formats.fairseq.arguments import described_model, find_arguments, given_model
+from ds_seq.runs.formats.fairseq.convolutions import (
+    ConvolutionConverter,
+    GatedConverter,
+    gated_state,
+)
 from ds_seq.runs.formats.fairseq.languages import language_options
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
+from ds_seq.runs.formats.fairseq.recurrent import (
+    RECURRENT,
+    RecurrentConverter,
+    RecurrentReference,
+    recurrent_section,
+)
 from ds_seq.runs.formats.fairseq.reference import Reference
+from ds_seq.runs.formats.fairseq.reference_convolution import GatedReference
 from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
 from ds_seq.runs.formats.imported import Imported, inputs_of
@@ -101,27 +115,80 @@ def import_checkpoint(
     checkpoint = read_checkpoint(path)
     arguments = find_arguments(checkpoint, path)
     given = given_model(arguments)
-    model_config = described_model(given, path)
+    kind = _kind_of(given)
+    model_config = kind.describe(given, arguments, path)
     state = taken.read(checkpoint, path, _experts_of)
     try:
         made = _experiment(given, arguments, model_config, vocabulary, name, languages)
     except UserError as error:  # a value that no model can have
         raise UserError(str(error).replace("experiment: ", f"{path}: ")) from None
     config, tokenizers = made
-    assert isinstance(config.model, TransformerConfig)
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
-    converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
+    is_gated = (
+        isinstance(config.model, TransformerConfig) and config.model.activation in GATED_ACTIVATIONS
+    )
+    converter = kind.converter(state, path, is_gated)
     with torch.no_grad():
         for ours, tensor in model_tensors(model):
             tensor.copy_(converter.make(ours, tensor.shape))
     entries = converter.finish()
-    difference, count = _compare(model, state, given, _sentences(tokenizers, text))
+    pairs = _sentences(tokenizers, text)
+    difference, count = _compare(model, kind.reference(_wide(state), given, model_config), pairs)
     if not difference <= TOLERANCE:
         raise UserError(
             f"{path}: the imported model computes something else: logits differ by up to "
             f"{difference:.1e}, more than {TOLERANCE:g}; nothing is written"
         )
     return Imported(model, config, tokenizers, entries, difference, count, _updates(checkpoint))
+
+
+_References = Reference | GatedReference | RecurrentReference
+
+
+class _Kind(NamedTuple):
+    """How one kind of model is read."""
+
+    describe: Callable[[Given, Mapping[str, Any], Path], dict[str, Any]]
+    """Returns the section `model`, given the arguments of the checkpoint."""
+    converter: Callable[[dict[str, Tensor], Path, bool], Converter | RecurrentConverter]
+    reference: Callable[[dict[str, Tensor], Given, dict[str, Any]], _References]
+
+
+def _kind_of(given: Given) -> _Kind:
+    architecture = str(given["arch"] or "")
+    if architecture.startswith(FCONV):
+        return _Kind(
+            _describe_gated, _gated_converter, lambda state, _, m: GatedReference(state, m)
+        )
+    if architecture in RECURRENT:
+        return _Kind(
+            lambda _, arguments, path: recurrent_section(arguments, path),
+            lambda state, path, _: RecurrentConverter(state, path),
+            lambda state, *_: RecurrentReference(state),
+        )
+    converter = ConvolutionConverter if architecture.startswith(LIGHTCONV) else Converter
+    return _Kind(
+        lambda given, _, path: described_model(given, path),
+        converter,
+        lambda state, given, _: Reference(state, given),
+    )
+
+
+def _describe_gated(given: Given, arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    refusals = Refusals()
+    section = gated_section(arguments, refusals)
+    refusals.raise_any(str(path))
+    return section
+
+
+def _gated_converter(state: dict[str, Tensor], path: Path, is_gated: bool) -> Converter:
+    gated_state(state, path)
+    return GatedConverter(state, path, is_gated)
+
+
+def _wide(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights in float64."""
+    return {name: value.double() for name, value in state.items() if value.is_floating_point()}
 
 
 def _experts_of(path: Path) -> dict[str, Tensor]:
@@ -218,13 +285,10 @@ def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[i
 
 def _compare(
     model: nn.Module,
-    state: Mapping[str, Tensor],
-    given: Given,
+    reference: _References,
     pairs: Sequence[tuple[list[int], list[int]]],
 ) -> tuple[float, int]:
     """Return the largest difference of the logits from the checkpoint's own, and their number."""
-    wide = {name: value.double() for name, value in state.items() if value.is_floating_point()}
-    reference = Reference(wide, given)
     twin = copy.deepcopy(model).double().eval()
     for part in twin.modules():
         if isinstance(part, MoeFeedForward):  # its limit depends on the other sentences of a batch

@@ -42,11 +42,12 @@ _LEFT = (
     (r"(encoder|decoder)\.embed_positions\._float_tensor", "empty"),
     (r"(encoder|decoder)\.embed_positions\.weights", "fixed positions, which are computed"),
     (r".*\.expert_counts", "statistics of the training"),
+    (r".*\.conv\.conv_bias", "never read, although each dynamic convolution has one"),
     (r".*\.lora_[AB]", "already in the weight, which is stored with it added"),
 )
 _SAME = "the same as another one"
 _MOST_NAMED = 8
-_OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")
+_OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out", "decoder.fc3.weight")
 
 
 class Converter:

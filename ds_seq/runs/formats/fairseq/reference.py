@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.model import FIRST_POSITION
+from ds_seq.runs.formats.fairseq.reference_convolution import convolved
 
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -32,6 +33,12 @@ _GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "reglu": F.relu,
     "geglu": F.gelu,
     "swiglu": F.silu,
+}
+
+_NORMS = ("self_attn_layer_norm", "final_layer_norm")
+_NORMS_OF_CONVOLUTIONS = {
+    "encoder": ("layer_norm1", "layer_norm2"),
+    "decoder": ("conv_layer_norm", "final_layer_norm"),
 }
 
 
@@ -98,19 +105,22 @@ class Reference:
         return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1).double()
 
     def _layer(self, stack: str, place: str, x: Tensor, memory: Tensor | None) -> Tensor:
+        norms = _NORMS_OF_CONVOLUTIONS[stack] if f"{place}.linear1.bias" in self._state else _NORMS
         x = self._residual(
-            stack, f"{place}.self_attn_layer_norm", x,
-            lambda y: self._attend(f"{place}.self_attn", y, y, is_causal=memory is not None),
-        )  # fmt: skip
+            stack, f"{place}.{norms[0]}", x, lambda y: self._mix(place, y, memory is not None)
+        )
         if memory is not None:
             x = self._residual(
                 stack, f"{place}.encoder_attn_layer_norm", x,
                 lambda y: self._attend(f"{place}.encoder_attn", y, memory, is_causal=False),
             )  # fmt: skip
-        x = self._residual(
-            stack, f"{place}.final_layer_norm", x, lambda y: self._feed_forward(place, y)
-        )
+        x = self._residual(stack, f"{place}.{norms[1]}", x, lambda y: self._feed_forward(place, y))
         return self._adapt(stack, place, x)
+
+    def _mix(self, place: str, x: Tensor, is_causal: bool) -> Tensor:
+        if f"{place}.linear1.bias" in self._state:
+            return convolved(self._state, self._given, place, x, is_causal)
+        return self._attend(f"{place}.self_attn", x, x, is_causal)
 
     def _adapt(self, stack: str, place: str, x: Tensor) -> Tensor:
         """Pass through the adapter that was trained, if one was."""

@@ -88,8 +88,10 @@ class HuggingFaceExporter:
 
     def __init__(self, config: ExperimentConfig, tokenizers: Tokenizers) -> None:
         model = config.model
-        if not isinstance(model, TransformerConfig):
-            raise UserError(f"model.name: transformers has no {model.name!r}; use another --format")
+        if not isinstance(model, TransformerConfig) or len(model.stacks) == 1:
+            raise UserError(
+                f"model.name: --format hf writes no model {model.name!r}; use another --format"
+            )
         self._origin = Origin(tokenizers)
         is_sided = not config.data.vocab.joint
         if is_sided and self._origin.kind is None:

@@ -117,9 +117,8 @@ def _check_complete(
     left = [each.theirs for each in entries if each.how == "left" and not each.note]
     if missing or left:
         both = (("lacks", missing), ("has no place for", left))
-        raise UserError(
-            "\n".join(f"{folder}: {what} {', '.join(found)}" for what, found in both if found)
-        )
+        parts = [f"{what} {', '.join(found)}" for what, found in both if found]
+        raise UserError(f"{folder}: {'; '.join(parts)}")
 
 
 def _experiment(

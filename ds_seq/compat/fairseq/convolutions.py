@@ -1,0 +1,162 @@
+"""What the flags of fairseq's lightconv and fconv say about a model."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.refusals import Refusals
+from ds_seq.names import STACKS
+
+LIGHTCONV = "lightconv"
+"""How the names of architectures with lightweight or dynamic convolutions begin."""
+FCONV = "fconv"
+"""How those of gated convolutions begin."""
+
+FLAGS = (
+    *(
+        f"{stack}_{part}"
+        for stack in STACKS
+        for part in ("conv_type", "conv_dim", "kernel_size_list", "glu")
+    ),
+    *("weight_softmax", "weight_dropout", "input_dropout"),
+)
+"""Flags that only those architectures have."""
+
+_MOST_LAYERS, _MOST_TEXT = 1000, 10_000
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def is_lightconv(given: Given) -> bool:
+    """Return whether the model has lightweight or dynamic convolutions."""
+    return str(given["arch"] or "").startswith(LIGHTCONV)
+
+
+def mixers_section(given: Given, refusals: Refusals) -> dict[str, Any]:
+    """Return the mixers of both stacks; empty for a model without convolutions."""
+    if not is_lightconv(given):
+        for dest in (each for each in FLAGS if given.typed(each)):
+            refusals.add(f"{given.name(dest)}: belongs to --arch lightconv; leave it out")
+        return {}
+    return {f"{stack}_mixer": _mixer(stack, given, refusals) for stack in STACKS}
+
+
+def _mixer(stack: str, given: Given, refusals: Refusals) -> dict[str, Any]:
+    kind = given[f"{stack}_conv_type"]
+    if kind not in ("dynamic", "lightweight"):
+        name = given.name(f"{stack}_conv_type")
+        refusals.add(f"{name} {kind}: give dynamic or lightweight")
+    section: dict[str, Any] = {
+        "name": f"{kind}_convolution",
+        "glu": _truth(f"{stack}_glu", given, refusals),
+        "weight_softmax": _truth("weight_softmax", given, refusals),
+        "input_dropout": given["input_dropout"],
+    }
+    if given["weight_dropout"] is not None:
+        section["weight_dropout"] = given["weight_dropout"]
+    if given[f"{stack}_kernel_size_list"] is not None:
+        section["kernel_sizes"] = given[f"{stack}_kernel_size_list"]
+    width = given[f"{stack}_conv_dim"]
+    if width is not None and width != given[f"{stack}_embed_dim"]:
+        section["width"] = width
+    return section
+
+
+def _truth(dest: str, given: Given, refusals: Refusals) -> bool:
+    """Return a value that fairseq reads as Python's True or False."""
+    value = _TRUTH.get(str(given[dest]).lower())
+    if value is None:
+        refusals.add(f"{given.name(dest)} {given[dest]}: give True or False")
+    return bool(value)
+
+
+def gated_section(arguments: Mapping[str, Any], refusals: Refusals) -> dict[str, Any]:
+    """Return the section `model` of an fconv checkpoint.
+
+    Args:
+        arguments: the arguments of its training, by their names with underscores.
+        refusals: gets what no model of ds_seq has.
+    """
+    given = {**_DEFAULTS, **{key: value for key, value in arguments.items() if value is not None}}
+    width, other = given["encoder_embed_dim"], given["decoder_embed_dim"]
+    if width != other:
+        refusals.add(f"--encoder-embed-dim {width} and --decoder-embed-dim {other}: must be equal")
+    if given.get("decoder_adaptive_softmax_cutoff") or given.get("adaptive_softmax_cutoff"):
+        refusals.add("--adaptive-softmax-cutoff: the model has one softmax")
+    attention = _literal(given["decoder_attention"])
+    if attention is not True and (not isinstance(attention, list) or not all(attention)):
+        refusals.add(f"--decoder-attention {attention}: every layer attends to the source here")
+    positions = max(given["max_source_positions"], given["max_target_positions"])
+    return {
+        "name": "convolutional",
+        "embedding_dim": width,
+        "output_dim": given["decoder_out_embed_dim"],
+        "share_embeddings": "decoder" if given["share_input_output_embed"] else "none",
+        "dropout": given["dropout"],
+        "max_positions": positions - FIRST_ROW,
+        **{
+            f"{stack}_convolutions": _layers(stack, given[f"{stack}_layers"], refusals)
+            for stack in STACKS
+        },
+    }
+
+
+FIRST_ROW = 2
+"""Rows of the positions of fconv that belong to no token; there they count as positions."""
+
+_DEFAULTS: Mapping[str, Any] = {
+    "encoder_embed_dim": 512,
+    "decoder_embed_dim": 512,
+    "decoder_out_embed_dim": 256,
+    "encoder_layers": "[(512, 3)] * 20",
+    "decoder_layers": "[(512, 3)] * 20",
+    "decoder_attention": "True",
+    "share_input_output_embed": False,
+    "dropout": 0.1,
+    "max_source_positions": 1024,
+    "max_target_positions": 1024,
+}
+
+
+def _layers(stack: str, text: Any, refusals: Refusals) -> list[list[int]]:
+    """Return the layers of a stack as pairs of channels and size."""
+    try:
+        tree = ast.parse(str(text)[:_MOST_TEXT], mode="eval").body
+        layers = _list(tree)
+        pairs = [[int(channels), int(size)] for channels, size, *_ in layers]
+        jumps = [layer for layer in layers if len(layer) > 2 and layer[2:] != [1]]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        refusals.add(f"--{stack}-layers {text}: should be a list of pairs, as [(512, 3)] * 20")
+        return []
+    if jumps:
+        refusals.add(f"--{stack}-layers {jumps[0]}: a residual covers one layer here")
+    return pairs
+
+
+def _list(tree: ast.expr) -> list[list[int]]:
+    """Return the list that sums and multiples of lists make, without evaluating anything else.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
+        found = _list(tree.left) + _list(tree.right)
+    elif isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Mult):
+        times = ast.literal_eval(tree.right)
+        if not isinstance(times, int) or not 0 <= times <= _MOST_LAYERS:
+            raise ValueError("not a number of layers")
+        found = _list(tree.left) * times
+    else:
+        found = [list(layer) for layer in ast.literal_eval(tree)]
+    if len(found) > _MOST_LAYERS:
+        raise ValueError("too many layers")
+    return found
+
+
+def _literal(value: Any) -> Any:
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None

@@ -1,0 +1,43 @@
+"""Named sizes of language models: fairseq's architectures `transformer_NAME`, field by field.
+
+Those with adaptive embeddings are not among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def _lm(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    """Return a model with norms first and an output table of its own, four times as wide inside."""
+    return {
+        "d_model": width,
+        "ffn_dim": 4 * width,
+        "decoder_layers": layers,
+        "num_heads": heads,
+        "norm_position": "pre",
+        "share_embeddings": "none",
+        **more,
+    }
+
+
+_GPT2 = {"activation": "gelu", "attention_dropout": 0.1}
+_GPT3 = {
+    "activation": "gelu",
+    "dropout": 0.0,
+    "positions": "learned",
+    "share_embeddings": "all",
+}
+
+LM_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "lm": _lm(512, 6, 8),
+    "lm_big": _lm(1024, 12, 16),
+    "lm_gpt": _lm(768, 12, 12, **_GPT2),
+    "lm_gpt2_tiny": {**_lm(64, 2, 1, **_GPT2), "ffn_dim": 64},
+    "lm_gpt2_small": _lm(1024, 24, 16, **_GPT2),
+    "lm_gpt2_medium": _lm(1280, 36, 20, **_GPT2),
+    "lm_gpt2_big": _lm(1600, 48, 25, **_GPT2),
+    "lm_gpt3_small": _lm(768, 12, 12, **_GPT3),
+    "lm_gpt3_medium": _lm(1024, 24, 16, **_GPT3),
+}

@@ -1,0 +1,132 @@
+"""A language model: text of one side, training, resume on another layout, prompts, perplexity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ds_seq.cli import main
+from ds_seq.data.shards import ShardReader
+from tests.system.forked import train
+from tests.system.runs import records
+
+Capture = pytest.CaptureFixture[str]
+_EXPERIMENT = """\
+name: run
+run_dir: {folder}/run
+data:
+  language: en
+  dir: {folder}/data
+  corpora: {{news: {{text: {folder}/news.txt}}, notes: {{text: {folder}/notes.txt}}}}
+  raw: {{valid: {{text: {folder}/valid.txt}}}}
+  vocab: {{size: 60, model_type: bpe}}
+task: {{name: language_modeling, block_tokens: 12, context_window: 4}}
+model:
+  {{name: decoder_only, d_model: 16, ffn_dim: 32, num_heads: 2, decoder_layers: 2,
+    max_positions: 24, dropout: 0.0,
+    moe: {{num_experts: 2, capacity_factor: null}}}}
+criterion: {{name: cross_entropy, label_smoothing: 0.0}}
+train:
+  {{max_tokens: 120, accumulate: 2, max_updates: 4, log_every: 1, validate_every: 2,
+    save_every: 2, keep_last: 3, tensorboard: false}}
+"""
+_WORDS = "server client library editor game music graphics network parser tools".split()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text, its experiment, its shards and the run of two processes."""
+    folder = tmp_path_factory.mktemp("language")
+    for name, step in (("news", 3), ("notes", 7), ("valid", 9)):
+        lines = [
+            f"This {_WORDS[n * step % 10]} is a {_WORDS[n % 10]}." if n % 5 else ""
+            for n in range(60)
+        ]
+        (folder / f"{name}.txt").write_text("\n".join([*lines, ""]))
+    (folder / "x.yaml").write_text(_EXPERIMENT.format(folder=folder))
+    assert main(["prepare", str(folder / "x.yaml")]) == 0
+    for done in train(folder / "x.yaml", "train.accumulate=1", ranks=2):
+        done.check()
+    return folder
+
+
+def test_text_of_one_side_is_prepared_once(lab: Path, capsys: Capture) -> None:
+    reader = ShardReader(lab / "data", "train")
+    assert reader.lengths.shape == (120, 1)
+    assert [corpus.name for corpus in reader.corpora] == ["news", "notes"]
+    assert (reader.lengths == 1).sum() == 24, "empty lines, which end documents"
+    files = {path.name for path in (lab / "data").iterdir()}
+    assert "train.0000.txt.bin" in files and not any(".src." in name for name in files)
+    assert main(["prepare", str(lab / "x.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("up to date") == 5
+    assert main(["verify-data", str(lab / "data")]) == 0
+    assert main(["show-batch", str(lab / "x.yaml"), "--count", "1"]) == 0
+    assert "news, block " in capsys.readouterr().out
+
+
+def test_another_layout_resumes_with_the_same_batches(lab: Path) -> None:
+    whole = records(lab / "run", "train")
+    (first,) = train(lab / "x.yaml", f"run_dir={lab}/again", "train.max_updates=2")
+    first.check()
+    layout = (f"run_dir={lab}/again", "train.accumulate=1", "--resume")
+    for done in train(lab / "x.yaml", *layout, ranks=2):
+        done.check()
+    again = records(lab / "again", "train")
+    assert [line["update"] for line in again] == [1, 2, 3, 4]
+    for one, other in zip(whole, again, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
+    valid = records(lab / "run", "valid")
+    assert [line["best_by"] for line in valid] == ["perplexity"] * 2
+    assert valid[-1]["perplexity_signature"] == "block 12|context 4"
+
+
+def test_prompts_are_continued_and_text_is_measured(lab: Path, capsys: Capture) -> None:
+    prompts = lab / "prompts.txt"
+    prompts.write_text("This game is\nThis\n")
+    options = ["--max-len-b", "4", "--sampling", "true", "--seed", "3"]
+    assert main(["generate", str(lab / "run"), "--input", str(prompts), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("This game is") and lines[1].startswith("This")
+    command = ["perplexity", str(lab / "run"), "--input", str(lab / "valid.txt"), "--json"]
+    assert main([*command, "--context-window", "4"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    expected = records(lab / "run", "valid")[-1]["perplexity"]
+    assert measured["perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert measured["word_perplexity"] > measured["perplexity"]
+    assert main([*command, "--stride", "8"]) == 0
+    assert json.loads(capsys.readouterr().out)["nll"] == measured["nll"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["generate", "RUN", "--input", "LONG"], "LONG: line 1: has "),
+        (["generate", "RUN"], "--input: missing: run is a language model"),
+        (["perplexity", "RUN", "--input", "VALID", "--block-tokens", "25"], "takes 24 tokens"),
+        (["perplexity", "RUN", "--input", "VALID", "--context-window", "12"], "leaves no token"),
+        (["perplexity", "RUN", "--input", "ONE"], "has only 1 token"),
+        (["export", "RUN", "--out", "OUT", "--format", "ctranslate2"], "has no 'decoder_only'"),
+        (["export", "RUN", "--out", "OUT", "--format", "hf"], "writes no model 'decoder_only'"),
+        (["rescore", "RUN", "--source", "VALID", "--hypotheses", "VALID"], "is a language model"),
+    ],
+)
+def test_mistakes_get_one_line(
+    lab: Path, capsys: Capture, command: list[str], message: str
+) -> None:
+    (lab / "long.txt").write_text("This game is a game. " * 20)
+    (lab / "one.txt").write_text("\n")
+    places = {
+        "RUN": "run",
+        "VALID": "valid.txt",
+        "LONG": "long.txt",
+        "ONE": "one.txt",
+        "OUT": "out",
+    }
+    words = [str(lab / places[word]) if word in places else word for word in command]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    (line,) = [line for line in error.splitlines() if line.startswith("ds-seq: error:")]
+    assert message.removeprefix("LONG: ") in line
