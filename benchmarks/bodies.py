@@ -115,7 +115,9 @@ class Lab:
         """Measure the processor time of an update, without that of starting."""
         quiet = ["validation={metrics: [], best: loss}", "train.validate_every=1000000"]
         spent = [
-            self.ds_seq("train", CONFIG, *self.settings(body, f"probe-{n}", n), *quiet)
+            self.ds_seq(
+                "train", CONFIG, *self.settings(body, f"probe-{n}", n), *quiet, "--overwrite"
+            )
             for n in (SHORT, LONG)
         ]
         return (spent[1] - spent[0]) / (LONG - SHORT)
