@@ -109,7 +109,8 @@ def test_lstm_layers_resume_on_another_layout_and_continue_prompts(
     widths = ("decoder_embedding_dim", "decoder_hidden_dim", "output_dim")
     section = ", ".join(f"{name}: 16" for name in widths)
     section = f"{{name: recurrent_lm, {section}, decoder_layers: 2, dropout: 0.0}}"
-    (lab / "lstm.yaml").write_text(f"{text[:start]}model: {section}\n{text[end:]}")
+    learns = "optimizer: {lr: 0.05}\nscheduler: {warmup_updates: 1}\n"
+    (lab / "lstm.yaml").write_text(f"{text[:start]}model: {section}\n{learns}{text[end:]}")
     zero2, zero3 = (f"train.deepspeed={_ZERO}/zero{stage}.json" for stage in (2, 3))
     run, again = (f"run_dir={lab}/{name}" for name in ("lstm", "lstm_again"))
     for done in train(lab / "lstm.yaml", run, zero2, "train.accumulate=1", ranks=2):
@@ -118,7 +119,7 @@ def test_lstm_layers_resume_on_another_layout_and_continue_prompts(
     for done in train(lab / "lstm.yaml", again, zero3, "train.accumulate=1", "--resume", ranks=2):
         done.check()
     lines = records(lab / "lstm", "train")
-    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
     for one, other in zip(lines, records(lab / "lstm_again", "train"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
     (lab / "two.txt").write_text("This game is\nThis\n")
