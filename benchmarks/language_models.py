@@ -41,6 +41,14 @@ BODIES: Mapping[str, dict[str, Any]] = {
         "positions": "rotary",
     },
     "dynamic convolution": {"ffn_dim": 4 * WIDTH, "decoder_mixer": "dynamic_convolution"},
+    "lstm": {
+        "name": "recurrent_lm",
+        "decoder_layers": 2,
+        "decoder_embedding_dim": WIDTH,
+        "decoder_hidden_dim": 232,  # the parameters of the Transformer
+        "output_dim": WIDTH,
+        "max_positions": BLOCK,
+    },
 }
 SIZE = 0.05  # largest difference in parameters from the Transformer
 WORST = 1.35  # largest perplexity to that of the Transformer
