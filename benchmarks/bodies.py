@@ -28,6 +28,7 @@ from pydantic import TypeAdapter
 
 import ds_seq
 from ds_seq.config.model import ModelConfig
+from ds_seq.config.yaml_file import read_yaml, to_yaml
 from ds_seq.models import build_model
 from ds_seq.scores.metric import find_metric
 from ds_seq.scores.significance import Resampling, score_systems
@@ -86,18 +87,31 @@ class Lab:
             f"run_dir={self.out / run}",
             f"data.dir={self.out / 'data'}",
             f"data.raw={json.dumps(raw)}",
-            *_model(BODIES[body]),
             f"train.max_updates={updates}",
             f"train.validate_every={updates}",
             f"scheduler.warmup_updates={max(updates // 6, 1)}",
         ]
+
+    def experiment(self, body: str) -> Path:
+        """Write the experiment of a kind of model; return its file."""
+        experiment = read_yaml(CONFIG).data
+        own = BODIES[body]
+        experiment["model"] = dict(own) if "name" in own else {**experiment["model"], **own}
+        experiment["train"]["deepspeed"] = str(CONFIG.parents[2] / experiment["train"]["deepspeed"])
+        file = self.out / f"{body.replace(' ', '_')}.yaml"
+        file.write_text(to_yaml(experiment), encoding="utf-8")
+        return file
 
     def update_seconds(self, body: str) -> float:
         """Measure the processor time of an update, without that of starting."""
         quiet = ["validation={metrics: [], best: loss}", "train.validate_every=1000000"]
         spent = [
             timed_command(
-                "train", CONFIG, *self.settings(body, f"probe-{n}", n), *quiet, "--overwrite"
+                "train",
+                self.experiment(body),
+                *self.settings(body, f"probe-{n}", n),
+                *quiet,
+                "--overwrite",
             )
             for n in (SHORT, LONG)
         ]
@@ -109,7 +123,9 @@ class Lab:
         done = self.out / f"{run}.json"
         if not done.exists():
             updates = max(int(60 * self.minutes / self.update_seconds(body)), 2)
-            seconds = timed_command("train", CONFIG, *self.settings(body, run, updates))
+            seconds = timed_command(
+                "train", self.experiment(body), *self.settings(body, run, updates)
+            )
             figures = {"updates": updates, "seconds": seconds}
             done.write_text(json.dumps(figures), encoding="utf-8")
         found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
@@ -135,7 +151,7 @@ def translation(lab: Lab, names: Sequence[str]) -> tuple[str, list[Goal]]:
     """Train and score; return the table and the goals."""
     lab.out.mkdir(parents=True, exist_ok=True)
     if not (lab.out / "data" / "vocab.model").exists():
-        timed_command("prepare", CONFIG, *lab.settings(names[0], "unused", SHORT))
+        timed_command("prepare", lab.experiment(names[0]), *lab.settings(names[0], "unused", SHORT))
     made = {name: lab.trained(name) for name in names}
     systems = {name: lab.translations(name) for name in names}
     references = read_lines(lab.text / "raw" / "test.de")
@@ -173,13 +189,6 @@ def _built(section: Mapping[str, Any]) -> Any:
     """Build a model from its section."""
     config = TypeAdapter(ModelConfig).validate_python(section)
     return build_model(config, VOCAB, 1, 0, seed=1)
-
-
-def _model(section: Mapping[str, Any]) -> list[str]:
-    """Return the overrides of the section `model`, which replace it if the name is another."""
-    if "name" in section:
-        return [f"model={json.dumps(section)}"]
-    return [f"model.{key}={json.dumps(value)}" for key, value in section.items()]
 
 
 def decoding(names: Sequence[str]) -> tuple[str, list[Goal]]:
