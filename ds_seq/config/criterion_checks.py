@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ds_seq.config.criterion import ModelAndBaseConfig
+from ds_seq.config.criterion import HardEmConfig, MinimumRiskConfig, ModelAndBaseConfig
 from ds_seq.config.distillation import DistillationConfig
+from ds_seq.config.task import LanguageModelingConfig, MaskedLanguageModelingConfig
 from ds_seq.names import BASE
 from ds_seq.plugins import nearest
 
@@ -60,6 +61,21 @@ def _imitation_errors(
         message = f"model.name {config.model.name} returns no hidden states; use null"
         errors.append((f"{where}.hidden", message))
     return errors
+
+
+def pair_errors(config: ExperimentConfig) -> Errors:
+    """Return what of the criterion needs pairs if the task reads single texts."""
+    (where, criterion), task = config.base_criterion, config.task
+    if not isinstance(task, LanguageModelingConfig | MaskedLanguageModelingConfig):
+        return []
+    if isinstance(criterion, MinimumRiskConfig | HardEmConfig):
+        message = f"{criterion.name} needs the sources of an encoder-decoder, which task "
+        return [(f"{where}.name", f"{message}{task.name} does not have; use cross_entropy")]
+    if not isinstance(criterion, DistillationConfig):
+        return []
+    sections = {"hidden": criterion.hidden, "attention": criterion.attention}
+    message = f"compares layers of encoder-decoders, and task {task.name} has none; use null"
+    return [(f"{where}.{key}", message) for key, section in sections.items() if section is not None]
 
 
 def mixture_errors(config: ExperimentConfig) -> Errors:
