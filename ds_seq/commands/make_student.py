@@ -103,7 +103,7 @@ def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
             "there is nothing to shrink: give --encoder-layers, --decoder-layers or a list of "
             "layers (--encoder-copy, --decoder-copy), or merge experts with --dense"
         )
-    chosen = []
+    chosen: list[list[int]] = []
     for stack in STACKS:
         if stack not in model.stacks:
             if depths[stack] is not None or lists[stack] is not None:
