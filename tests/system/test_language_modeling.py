@@ -26,6 +26,7 @@ task: {{name: language_modeling, block_tokens: 12, context_window: 4}}
 model:
   {{name: decoder_only, d_model: 16, ffn_dim: 32, num_heads: 2, decoder_layers: 2,
     max_positions: 24, dropout: 0.0,
+    adaptive: {{cutoffs: [20, 40], factor: 2, tie_projections: true}},
     moe: {{num_experts: 2, capacity_factor: null}}}}
 criterion: {{name: cross_entropy, label_smoothing: 0.0}}
 train:
