@@ -14,24 +14,17 @@ A finished training in `--out` is not repeated, so the table can be made in part
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
-import resource
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from common import RESULTS, Goal, finish, table
-from curve_plot import load_matplotlib
+from common import RESULTS, Goal, finish, table, timed_command
 from experiments import CACHE, fetch_text
+from long_outputs import POSITIONS, VOCAB, growth
 from pydantic import TypeAdapter
-from torch import Tensor
 
 import ds_seq
 from ds_seq.config.model import ModelConfig
@@ -64,10 +57,6 @@ BODIES: Mapping[str, dict[str, Any]] = {
 }
 METRICS = ("bleu", "chrf")
 SHORT, LONG = 10, 50  # updates of the two trainings whose difference tells the time of an update
-VOCAB, BEAM, SOURCE = 1000, 4, 24
-POSITIONS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-WINDOW = 16  # steps up to a position, of which the median is taken
-GROWTH = 1.3  # most that a step of constant cost may take at the last position, to the first
 CONSTANT = ("retention in the decoder", "dynamic convolution", "lstm")
 
 
@@ -103,19 +92,11 @@ class Lab:
             f"scheduler.warmup_updates={max(updates // 6, 1)}",
         ]
 
-    def ds_seq(self, *words: object) -> float:
-        """Run a command on one thread; return its processor time in seconds."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "ds_seq", *map(str, words)]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
     def update_seconds(self, body: str) -> float:
         """Measure the processor time of an update, without that of starting."""
         quiet = ["validation={metrics: [], best: loss}", "train.validate_every=1000000"]
         spent = [
-            self.ds_seq(
+            timed_command(
                 "train", CONFIG, *self.settings(body, f"probe-{n}", n), *quiet, "--overwrite"
             )
             for n in (SHORT, LONG)
@@ -128,7 +109,7 @@ class Lab:
         done = self.out / f"{run}.json"
         if not done.exists():
             updates = max(int(60 * self.minutes / self.update_seconds(body)), 2)
-            seconds = self.ds_seq("train", CONFIG, *self.settings(body, run, updates))
+            seconds = timed_command("train", CONFIG, *self.settings(body, run, updates))
             figures = {"updates": updates, "seconds": seconds}
             done.write_text(json.dumps(figures), encoding="utf-8")
         found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
@@ -146,7 +127,7 @@ class Lab:
         if not path.exists():
             source = self.text / "raw" / "test.en"
             words = ["--checkpoint", "last", "--input", source, "--output", path]
-            self.ds_seq("generate", self.out / run, *words)
+            timed_command("generate", self.out / run, *words)
         return read_lines(path)
 
 
@@ -154,7 +135,7 @@ def translation(lab: Lab, names: Sequence[str]) -> tuple[str, list[Goal]]:
     """Train and score; return the table and the goals."""
     lab.out.mkdir(parents=True, exist_ok=True)
     if not (lab.out / "data" / "vocab.model").exists():
-        lab.ds_seq("prepare", CONFIG, *lab.settings(names[0], "unused", SHORT))
+        timed_command("prepare", CONFIG, *lab.settings(names[0], "unused", SHORT))
     made = {name: lab.trained(name) for name in names}
     systems = {name: lab.translations(name) for name in names}
     references = read_lines(lab.text / "raw" / "test.de")
@@ -201,79 +182,9 @@ def _model(section: Mapping[str, Any]) -> list[str]:
     return [f"model.{key}={json.dumps(value)}" for key, value in section.items()]
 
 
-class Step(NamedTuple):
-    """A step at a position."""
-
-    milliseconds: float
-    """Of all hypotheses of a sentence."""
-    bytes: int
-    """Held by the cache."""
-
-
-def held_bytes(cache: object) -> int:
-    """Return the bytes of the storages of all tensors that a cache leads to."""
-    seen: set[int] = set()
-    storages: dict[int, int] = {}
-    waiting: list[Any] = [cache]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen or isinstance(value, (torch.nn.Module, str, bytes, type)):
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        else:
-            waiting.extend(gc.get_referents(value) if _holds(value) else ())
-    return sum(storages.values())
-
-
-def _holds(value: object) -> bool:
-    """Return whether an object is a plain container or one of ours."""
-    return isinstance(value, (list, tuple, dict)) or type(value).__module__.startswith("ds_seq")
-
-
-@torch.inference_mode()
-def decoded(model: Any) -> Iterator[tuple[int, Step]]:
-    """Yield the positions with the cost of a step there."""
-    generator = torch.Generator().manual_seed(1)
-    source = torch.randint(4, VOCAB, (1, SOURCE), generator=generator)
-    encoded = model.eval().encode(source, torch.ones_like(source).bool())
-    cache = model.start_cache(encoded, BEAM, POSITIONS[-1])
-    spent: list[float] = []
-    for position in range(1, POSITIONS[-1] + 1):
-        rows = torch.randint(0, BEAM, (BEAM,), generator=generator)
-        tokens = torch.randint(4, VOCAB, (BEAM,), generator=generator)
-        start = time.process_time()
-        model.decode_step(tokens, cache)
-        cache.reorder(rows)
-        spent.append(time.process_time() - start)
-        if position in POSITIONS:
-            yield position, Step(1e3 * median(spent[-WINDOW:]), held_bytes(cache))
-
-
 def decoding(names: Sequence[str]) -> tuple[str, list[Goal]]:
-    """Measure long outputs; draw the picture; return the table and the goals."""
-    found = {name: dict(decoded(_long_model(name))) for name in names}
-    rows = [
-        [
-            f"{position:,}",
-            *(f"{steps[position].milliseconds:.2f}" for steps in found.values()),
-            *(f"{steps[position].bytes / 1e6:.2f}" for steps in found.values()),
-        ]
-        for position in POSITIONS
-    ]
-    header = ["position", *(f"{name}, ms" for name in names), *(f"{name}, MB" for name in names)]
-    goals = []
-    for name in CONSTANT:
-        if name in found:
-            first, last = found[name][POSITIONS[0]], found[name][POSITIONS[-1]]
-            label = f"{name}: position {POSITIONS[-1]:,} to {POSITIONS[0]}"
-            ratio = last.milliseconds / first.milliseconds
-            goals.append(Goal(f"{label}, time", ratio, GROWTH, "x", at_least=False))
-            goals.append(Goal(f"{label}, memory", last.bytes / first.bytes, 1.0, "x", False))
-    _draw(found)
-    return table(header, rows), goals
+    """Measure long outputs; return the table and the goals."""
+    return growth({name: _long_model(name) for name in names}, CONSTANT, PICTURE)
 
 
 def _long_model(name: str) -> Any:
@@ -281,24 +192,6 @@ def _long_model(name: str) -> Any:
     fields = {"d_model": 256, "ffn_dim": 1024, "num_heads": 4, "encoder_layers": 1}
     fields |= {"decoder_layers": 1, "norm_position": "pre", "max_positions": POSITIONS[-1] + 1}
     return _built({**({} if "name" in BODIES[name] else fields), **BODIES[name]})
-
-
-def _draw(found: Mapping[str, Mapping[int, Step]]) -> None:
-    picture = load_matplotlib().Figure(figsize=(8, 3.6), layout="constrained")
-    labels = {"milliseconds": "ms per step", "bytes": "MB held"}
-    for panel, (field, label) in zip(picture.subplots(1, 2), labels.items(), strict=True):
-        for name, steps in found.items():
-            scale = 1e-6 if field == "bytes" else 1.0
-            values = [scale * step._asdict()[field] for step in steps.values()]
-            panel.plot(list(steps), values, marker="o", markersize=3, label=name)
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(POSITIONS, [f"{each:,}" for each in POSITIONS], rotation=45)
-        panel.set_ylim(bottom=0)
-        panel.set_xlabel("position in the output")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.25)
-    panel.legend(frameon=False)
-    picture.savefig(PICTURE, dpi=110)
 
 
 def main(argv: Sequence[str]) -> int:

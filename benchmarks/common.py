@@ -9,7 +9,9 @@ import argparse
 import datetime
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +115,19 @@ def machine() -> str:
 def command_line() -> str:
     """Return the command line of this script, with file names but without their folders."""
     return " ".join(word.rpartition("/")[2] for word in sys.argv)
+
+
+def timed_command(*words: object) -> float:
+    """Run a command of ds-seq on one thread; return its processor time in seconds.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "ds_seq", *map(str, words)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

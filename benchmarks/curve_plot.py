@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,41 @@ def load_matplotlib() -> Any:
             "--no-plot"
         ) from error
     return figure
+
+
+def plot_growth(
+    panels: Mapping[str, Mapping[str, Mapping[int, float]]],
+    ticks: Sequence[tuple[int, str]],
+    label: str,
+    path: Path,
+    is_log: bool = False,
+) -> None:
+    """Plot figures that grow with a length, one panel per kind of figure.
+
+    Args:
+        panels: by the label of a panel's figures, for each system the figure at each length.
+        ticks: lengths to mark, and what to write there.
+        label: what the length is.
+        path: file to write; its suffix determines the format.
+        is_log: whether figures have a logarithmic scale, too; otherwise it begins at 0.
+    """
+    picture = load_matplotlib().Figure(figsize=(8, 3.4), layout="constrained")
+    for panel, (figures, by_system) in zip(
+        picture.subplots(1, len(panels)), panels.items(), strict=True
+    ):
+        for name, values in by_system.items():
+            panel.plot(list(values), list(values.values()), marker="o", markersize=3, label=name)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(*zip(*ticks, strict=True), rotation=45)
+        if is_log:
+            panel.set_yscale("log", base=2)
+        else:
+            panel.set_ylim(bottom=0)
+        panel.set_xlabel(label)
+        panel.set_ylabel(figures)
+        panel.grid(alpha=0.25)
+    panel.legend(frameon=False)
+    picture.savefig(path, dpi=110)
 
 
 def plot_curves(

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Goal, finish, table
+from common import RESULTS, Goal, finish, table, timed_command
 from experiments import CACHE, fetch_text
 
 import ds_seq
@@ -44,6 +41,14 @@ BODIES: Mapping[str, dict[str, Any]] = {
         "positions": "rotary",
     },
     "dynamic convolution": {"ffn_dim": 4 * WIDTH, "decoder_mixer": "dynamic_convolution"},
+    "lstm": {
+        "name": "recurrent_lm",
+        "decoder_layers": 2,
+        "decoder_embedding_dim": WIDTH,
+        "decoder_hidden_dim": 232,  # the parameters of the Transformer
+        "output_dim": WIDTH,
+        "max_positions": BLOCK,
+    },
 }
 SIZE = 0.05  # largest difference in parameters from the Transformer
 WORST = 1.35  # largest perplexity to that of the Transformer
@@ -103,19 +108,11 @@ class Lab:
         file.write_text(to_yaml(settings), encoding="utf-8")
         return file
 
-    def ds_seq(self, *words: object) -> float:
-        """Run a command on one thread; return its processor time in seconds."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "ds_seq", *map(str, words)]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
     def trained(self, body: str) -> dict[str, float]:
         """Train a kind of model unless that is done; return what is known of it."""
         done = self.run(body).with_suffix(".json")
         if not done.exists():
-            seconds = self.ds_seq("train", self.experiment(body), "--overwrite")
+            seconds = timed_command("train", self.experiment(body), "--overwrite")
             lines = (self.run(body) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             valid = [line for line in map(json.loads, lines) if line["kind"] == "valid"][-1]
             module = ds_seq.load(self.run(body), checkpoint="last").module
@@ -177,7 +174,7 @@ def main(argv: Sequence[str]) -> int:
     lab = Lab(args.out, fetch_text(CACHE, args.tsv), args.updates)
     lab.out.mkdir(parents=True, exist_ok=True)
     if not (lab.out / "data" / "vocab.model").exists():
-        lab.ds_seq("prepare", lab.experiment(args.only[0]))
+        timed_command("prepare", lab.experiment(args.only[0]))
     body, goals = report(lab, args.only)
     return finish("Language models of each kind", body, goals, args.record)
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from common import RESULTS, Goal, finish, table
-from curve_plot import load_matplotlib
+from curve_plot import plot_growth
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ds_seq.config.model import TransformerConfig
@@ -140,20 +140,16 @@ def _goals(found: Mapping[str, Mapping[int, Cost]]) -> list[Goal]:
 
 
 def _draw(found: Mapping[str, Mapping[int, Cost]], out: Path) -> None:
-    picture = load_matplotlib().Figure(figsize=(8, 3.4), layout="constrained")
     labels = {"seconds": "s of processor time", "megabytes": "MB"}
-    for panel, (field, label) in zip(picture.subplots(1, 2), labels.items(), strict=True):
-        for name, by_length in found.items():
-            values = [each._asdict()[field] for each in by_length.values()]
-            panel.plot(list(by_length), values, marker="o", markersize=3, label=name)
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log", base=2)
-        panel.set_xticks(LENGTHS, [f"{each // 1024}k" for each in LENGTHS])
-        panel.set_xlabel("tokens of the text")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.25)
-    panel.legend(frameon=False)
-    picture.savefig(out, dpi=110)
+    panels = {
+        label: {
+            name: {length: each._asdict()[field] for length, each in by_length.items()}
+            for name, by_length in found.items()
+        }
+        for field, label in labels.items()
+    }
+    ticks = [(each, f"{each // 1024}k") for each in LENGTHS]
+    plot_growth(panels, ticks, "tokens of the text", out, is_log=True)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ds_seq.config.model import ConvolutionalConfig, ModelConfig, RecurrentConfig, TransformerConfig
+from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.data.batch import Seq2SeqInputs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.models import build_model
 from ds_seq.models.stack import Stack, SubLayer, TransformerLayer
 from ds_seq.modules.body import Context
@@ -106,13 +108,17 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
         cfg = ConvolutionalConfig.model_validate(section)
     elif section.get("name") == "recurrent":
         cfg = RecurrentConfig.model_validate(section)
+    elif section.get("name") == "decoder_only":
+        sizes = {key: value for key, value in _SIZES.items() if key != "encoder_layers"}
+        cfg = DecoderOnlyConfig.model_validate({**sizes, **section})
     else:
         cfg = TransformerConfig.model_validate({**_SIZES, **section})
     model: Any = build_model(cfg, VOCAB, 1, 0, seed=1).double().eval()
     values, weights, gradients = (
         part_of(tensors, case, kind) for kind in ("values", "weights", "gradients")
     )
-    is_whole = "source" in values
+    is_text = cfg.stacks == ("decoder",)
+    is_whole = "source" in values or is_text
     is_encoder = "splits" in values
     part = model if is_whole else model.encoder if is_encoder else _decoder_alone(model)
     with torch.no_grad():
@@ -124,7 +130,10 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
             else:
                 assert name.endswith("bias"), f"{case}: {name} has no counterpart"
                 parameter.zero_()
-    if is_whole:
+    if is_text:
+        text, mask = values["target"], values["target_mask"]
+        output = part(TextInputs(text, mask, mask, int(mask.sum()))).logits
+    elif is_whole:
         mask = values["target_mask"]
         sides = (values["source"], values["source_mask"], values["target"], mask)
         output = part(Seq2SeqInputs(*sides, num_targets=int(mask.sum()))).logits

@@ -46,7 +46,8 @@ def attention(ours: str, theirs: str, is_cross: bool) -> Names:
     return names | linear(f"{ours}.output", f"{theirs}.out_proj", bias=True)
 
 
-def _layer(place: str, has_source: bool) -> Names:
+def layer_names(place: str, has_source: bool) -> Names:
+    """Return where the weights of a layer come from."""
     names = attention(f"{place}.self_attention", f"{place}.self_attn", is_cross=False)
     residuals = {"self_attention": "self_attn_layer_norm", "feed_forward": "final_layer_norm"}
     if has_source:
@@ -73,7 +74,7 @@ def _names(section: dict[str, object]) -> Names:
         if section.get("norm_position") == "pre":
             names |= norm(f"{stack}.final_norm", f"{stack}.layer_norm", True)
         for layer in range(depth):
-            names |= _layer(f"{stack}.layers.{layer}", has_source=stack == "decoder")
+            names |= layer_names(f"{stack}.layers.{layer}", has_source=stack == "decoder")
     return names
 
 

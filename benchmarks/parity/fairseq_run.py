@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Run `fairseq-train` or `fairseq-generate` of a fairseq that is installed without extensions.
+"""Run a command of a fairseq that is installed without extensions.
 
-    PYTHON_WITH_FAIRSEQ benchmarks/parity/fairseq_run.py train|generate [FLAG ...]
+    PYTHON_WITH_FAIRSEQ benchmarks/parity/fairseq_run.py COMMAND [FLAG ...]
 
-The extension that makes batches is replaced by a few lines of Python, which make the same ones.
+COMMAND is `train`, `generate`, `eval_lm` or another one. The extensions that make batches and
+cut text into blocks are replaced by a few lines of Python, which make the same ones.
 """
 
 from __future__ import annotations
@@ -43,13 +44,39 @@ def batch_by_size_fn(
     return batch_by_size_vec(indices, sizes, max_tokens, max_sentences, multiple)
 
 
-def main() -> None:
-    """Install the replacement and run the command."""
+def slice_indices(sizes: Any, break_mode: str, block_size: int, _: int) -> Any:
+    """Return where the blocks of a text begin and end (N, 2)."""
+    if break_mode != "none":
+        raise SystemExit(f"fairseq_run.py: --sample-break-mode {break_mode}: only none is there")
+    total = int(np.sum(sizes))
+    starts = np.arange(0, total, block_size)
+    return np.stack([starts, np.minimum(starts + block_size, total)], axis=1)
+
+
+def block_to_dataset_index(sizes: Any, blocks: Any) -> Any:
+    """Return the first sentence of each block, where it begins in it, and the last sentence."""
+    ends = np.cumsum(sizes)
+    first = np.searchsorted(ends, blocks[:, 0], side="right")
+    last = np.searchsorted(ends, np.maximum(blocks[:, 1] - 1, blocks[:, 0]), side="right")
+    return np.stack([first, blocks[:, 0] - (ends - sizes)[first], last], axis=1)
+
+
+def install() -> None:
+    """Put the replacements where fairseq looks for its extensions."""
     fast = types.ModuleType("fairseq.data.data_utils_fast")
     fast.batch_by_size_vec, fast.batch_by_size_fn = batch_by_size_vec, batch_by_size_fn  # type: ignore[attr-defined]
     fast.batch_fixed_shapes_fast = None  # type: ignore[attr-defined]
     sys.modules[fast.__name__] = fast
+    blocks = types.ModuleType("fairseq.data.token_block_utils_fast")
+    blocks._get_slice_indices_fast = slice_indices  # type: ignore[attr-defined]
+    blocks._get_block_to_dataset_index_fast = block_to_dataset_index  # type: ignore[attr-defined]
+    sys.modules[blocks.__name__] = blocks
     import_module("fairseq.data").data_utils_fast = fast
+
+
+def main() -> None:
+    """Install the replacements and run the command."""
+    install()
     command = sys.argv.pop(1)
     import_module(f"fairseq_cli.{command}").cli_main()
 

@@ -61,8 +61,9 @@ def _side_errors(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
         if data.language is None:
             message = "missing: task language_modeling reads text of one side; give its language "
             yield "data.language", message + "instead of source_lang and target_lang"
-        if model.name == "transformer":
-            yield "model.name", "transformer has a source; a language model is decoder_only"
+        if not reads_text and ":" not in model.name:  # one from outside may read text
+            message = f"{model.name} has a source; a language model is decoder_only or recurrent_lm"
+            yield "model.name", message
         if model.name == "encoder_only":
             message = "encoder_only sees the tokens to predict; use decoder_only, or set task: "
             yield "model.name", message + "{name: masked_language_modeling}"

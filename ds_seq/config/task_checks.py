@@ -56,8 +56,8 @@ def _model_errors(wanted: str, model: ModelConfig) -> Errors:
     """Yield that a built-in model of another kind cannot learn a task."""
     if len(model.stacks) == (2 if wanted == "encoder_only" else 1):
         yield "model.name", f"{model.name} cannot learn this task; use {wanted}"
-    elif model.name == "decoder_only":
-        yield "model.name", f"decoder_only sees no token behind a hidden one; use {wanted}"
+    elif model.stacks == ("decoder",):
+        yield "model.name", f"{model.name} sees no token behind a hidden one; use {wanted}"
 
 
 def _text_errors(task: NoisyTextFields, data: DataConfig) -> Errors:

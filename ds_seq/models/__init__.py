@@ -25,6 +25,12 @@ def _recurrent(*args: Any, **kwargs: Any) -> nn.Module:
     return build_recurrent(*args, **kwargs)
 
 
+def _recurrent_lm(*args: Any, **kwargs: Any) -> nn.Module:
+    from ds_seq.models.build.recurrent import build_recurrent_lm  # only where it is used
+
+    return build_recurrent_lm(*args, **kwargs)
+
+
 def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
     """Build a convolutional model; its parts are imported only if there is one."""
     from ds_seq.models.build.convolutional import build_convolutional
@@ -47,6 +53,7 @@ def _encoder_only(*args: Any, **options: Any) -> nn.Module:
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "transformer": build_seq2seq,
     "recurrent": _recurrent,
+    "recurrent_lm": _recurrent_lm,
     "convolutional": _convolutional,
     "decoder_only": _decoder_only,
     "encoder_only": _encoder_only,

@@ -8,7 +8,7 @@ source, H width of the decoder's states, L layers of the decoder, V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from ds_seq.modules.lstm import Lstm, LstmState
 from ds_seq.modules.lstm_decoder import DecoderLstm, DecoderState, Memory, SourceMemory
 from ds_seq.names import Capture
 
+StateT = TypeVar("StateT", LstmState, DecoderState)
+
 
 class RecurrentEncoding(NamedTuple):
     """The encoded source."""
@@ -35,26 +37,27 @@ class RecurrentEncoding(NamedTuple):
     """(layers of the encoder, B, E) each: the last state of each layer."""
 
 
-class RecurrentCache:
+class RecurrentCache(Generic[StateT]):
     """What step-by-step decoding keeps: a state per hypothesis, the source per sentence.
 
     Args:
         state: the state of N = B K hypotheses.
-        memory: the source of B sentences; None without attention.
+        memory: the source of B sentences; None without attention or without a source.
         beam: number of hypotheses per sentence, K.
     """
 
-    def __init__(self, state: DecoderState, memory: Memory | None, beam: int) -> None:
-        self.state, self.memory, self.beam = state, memory, beam
+    def __init__(self, state: StateT, memory: Memory | None, beam: int) -> None:
+        self.state: StateT = state
+        self.memory, self.beam = memory, beam
 
     def reorder(self, rows: Tensor) -> None:
         """Let hypothesis n continue hypothesis `rows[n]`, (N,) int64, of the same sentence."""
-        if not is_identity(rows, len(self.state.fed)):
+        if not is_identity(rows, self.state.num_rows):
             self.state = self.state.select(rows)
 
     def keep_sentences(self, kept: Tensor) -> None:
         """Keep only the sentences `kept`, (B',) int64, with all their hypotheses."""
-        if is_identity(kept, len(self.state.fed) // self.beam):
+        if is_identity(kept, self.state.num_rows // self.beam):
             return
         rows = kept[:, None] * self.beam + torch.arange(self.beam, device=kept.device)
         self.state = self.state.select(rows.flatten())
@@ -151,7 +154,9 @@ class RecurrentModel(nn.Module):
         hidden = F.dropout(hidden, self.dropout_encoded, self.training)
         return RecurrentEncoding(hidden, source_mask, finals)
 
-    def start_cache(self, encoded: RecurrentEncoding, beam: int, max_length: int) -> RecurrentCache:
+    def start_cache(
+        self, encoded: RecurrentEncoding, beam: int, max_length: int
+    ) -> RecurrentCache[DecoderState]:
         """Prepare step-by-step decoding; the cache does not grow with the length.
 
         Args:
@@ -163,7 +168,7 @@ class RecurrentModel(nn.Module):
         sentences = torch.arange(len(encoded.mask), device=encoded.mask.device)
         return RecurrentCache(state.select(sentences.repeat_interleave(beam)), memory, beam)
 
-    def decode_step(self, tokens: Tensor, cache: RecurrentCache) -> Tensor:
+    def decode_step(self, tokens: Tensor, cache: RecurrentCache[DecoderState]) -> Tensor:
         """Append one token to each hypothesis and score the next.
 
         Args:

@@ -34,6 +34,11 @@ class LstmState(NamedTuple):
     cell: Tensor
     """As `hidden`."""
 
+    @property
+    def num_rows(self) -> int:
+        """Number of sequences, B."""
+        return self.hidden.size(1)
+
     def select(self, rows: Tensor) -> LstmState:
         """Return the state of some rows (N,) int64."""
         return LstmState(self.hidden.index_select(1, rows), self.cell.index_select(1, rows))

@@ -62,6 +62,11 @@ class DecoderState(NamedTuple):
     fed: Tensor
     """(N, H), what the last step has returned; not used without input feeding."""
 
+    @property
+    def num_rows(self) -> int:
+        """Number of hypotheses, N."""
+        return len(self.fed)
+
     def select(self, rows: Tensor) -> DecoderState:
         """Return the state of some rows (N,) int64."""
         return DecoderState(self.layers.select(rows), self.fed.index_select(0, rows))

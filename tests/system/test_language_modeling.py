@@ -33,6 +33,7 @@ train:
   {{max_tokens: 120, accumulate: 2, max_updates: 4, log_every: 1, validate_every: 2,
     save_every: 2, keep_last: 3, tensorboard: false}}
 """
+_ZERO = Path(__file__).parents[2] / "configs" / "ds_config"
 _WORDS = "server client library editor game music graphics network parser tools".split()
 
 
@@ -99,6 +100,37 @@ def test_prompts_are_continued_and_text_is_measured(lab: Path, capsys: Capture) 
     assert measured["word_perplexity"] > measured["perplexity"]
     assert main([*command, "--stride", "8"]) == 0
     assert json.loads(capsys.readouterr().out)["nll"] == measured["nll"]
+
+
+def test_lstm_layers_resume_on_another_layout_and_continue_prompts(
+    lab: Path, capsys: Capture
+) -> None:
+    text = (lab / "x.yaml").read_text()
+    start, end = text.index("model:"), text.index("criterion:")
+    widths = ("decoder_embedding_dim", "decoder_hidden_dim", "output_dim")
+    section = ", ".join(f"{name}: 16" for name in widths)
+    section = f"{{name: recurrent_lm, {section}, decoder_layers: 2, dropout: 0.0}}"
+    learns = "optimizer: {lr: 0.05}\nscheduler: {warmup_updates: 1}\n"
+    (lab / "lstm.yaml").write_text(f"{text[:start]}model: {section}\n{learns}{text[end:]}")
+    zero2, zero3 = (f"train.deepspeed={_ZERO}/zero{stage}.json" for stage in (2, 3))
+    run, again = (f"run_dir={lab}/{name}" for name in ("lstm", "lstm_again"))
+    for done in train(lab / "lstm.yaml", run, zero2, "train.accumulate=1", ranks=2):
+        done.check()
+    train(lab / "lstm.yaml", again, zero3, "train.max_updates=2")[0].check()
+    for done in train(lab / "lstm.yaml", again, zero3, "train.accumulate=1", "--resume", ranks=2):
+        done.check()
+    lines = records(lab / "lstm", "train")
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
+    for one, other in zip(lines, records(lab / "lstm_again", "train"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
+    (lab / "two.txt").write_text("This game is\nThis\n")
+    beam = ["--input", str(lab / "two.txt"), "--beam", "3", "--max-len-b", "4"]
+    assert main(["generate", str(lab / "lstm"), *beam]) == 0
+    assert capsys.readouterr().out.startswith("This game is")
+    command = ["perplexity", str(lab / "lstm"), "--input", str(lab / "valid.txt"), "--json"]
+    assert main([*command, "--context-window", "4"]) == 0
+    measured = json.loads(capsys.readouterr().out)["perplexity"]
+    assert measured == pytest.approx(records(lab / "lstm", "valid")[-1]["perplexity"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def build_parser() -> CommandParser:
         help="fairseq: take the averages of weights that --store-ema stored")  # fmt: skip
     add("--average", type=Path, nargs="+", metavar="FILE",
         help="fairseq: average with the weights of more checkpoints of the training")  # fmt: skip
-    add("--source-lang", help="language code; default: that of the checkpoint")
+    add("--source-lang", help="language code, also of a language model; default: that of the "
+        "checkpoint")  # fmt: skip
     add("--target-lang", help="language code; default: that of the checkpoint")
     add("--source-code", metavar="SYMBOL",
         help="huggingface: the model's symbol for the source language, such as eng_Latn; default: "

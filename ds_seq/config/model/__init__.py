@@ -9,6 +9,7 @@ from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.encoder_only import EncoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
 from ds_seq.config.model.recurrent import RecurrentConfig
+from ds_seq.config.model.recurrent_lm import RecurrentLmConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import ModelSize, OtherModel
 from ds_seq.config.model.transformer import TransformerConfig
@@ -30,5 +31,6 @@ __all__ = [
     "OtherModel",
     "MoeConfig",
     "RecurrentConfig",
+    "RecurrentLmConfig",
     "TransformerConfig",
 ]

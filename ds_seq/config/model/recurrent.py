@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ds_seq.config.base import FieldErrors, Probability
-from ds_seq.config.model.embedding import SharingFields
-from ds_seq.config.model.section import Flops, ModelSize, OtherModel
+from ds_seq.config.model.lstm_decoder import LSTM_GATES, LstmDecoderFields, lstm_weights
+from ds_seq.config.model.section import Flops, ModelSize
 from ds_seq.config.model.stack import Depth, Width
 from ds_seq.names import AttentionKind, Stack
 from ds_seq.plugins import nearest
-
-_GATES = 4  # of an LSTM cell: input, forget, candidate, output
 
 RECURRENT_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "lstm": {"bidirectional": False, "encoder_layers": 1, "decoder_layers": 1},
@@ -47,11 +45,8 @@ RECURRENT_PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Values of the architectures of fairseq; whether embeddings are shared is no part of them."""
 
 
-class RecurrentConfig(SharingFields, OtherModel):
-    """An encoder-decoder of LSTM layers (Sutskever et al. 2014), by default with attention and
-    input feeding (Luong et al. 2015)."""
-
-    shapeless: ClassVar[tuple[str, ...]] = ("residual",)
+class RecurrentConfig(LstmDecoderFields):
+    """An encoder-decoder of LSTM layers (Luong et al. 2015), by default with attention."""
 
     name: Literal["recurrent"] = Field(description="Selects this model.")
     preset: str | None = Field(
@@ -61,15 +56,8 @@ class RecurrentConfig(SharingFields, OtherModel):
         + ".",
     )
     encoder_embedding_dim: Width = Field(default=512, description="Width of source embeddings.")
-    decoder_embedding_dim: Width = Field(default=512, description="Width of target embeddings.")
     encoder_hidden_dim: Width = Field(
         default=512, description="Width of the states of the encoder, of each direction."
-    )
-    decoder_hidden_dim: Width = Field(default=512, description="Width of the decoder's states.")
-    output_dim: Width = Field(
-        default=512,
-        description="Width before the projection to the vocabulary; a matrix maps "
-        "`decoder_hidden_dim` to it if they differ.",
     )
     encoder_layers: Depth = Field(default=1, description="Number of encoder layers.")
     decoder_layers: Depth = Field(
@@ -88,31 +76,14 @@ class RecurrentConfig(SharingFields, OtherModel):
     input_feeding: bool = Field(
         default=True,
         description="The result of each step, with its attention, is part of the input of the "
-        "next one. Without it, training computes all steps of a layer in one call and is several "
-        "times as fast.",
+        "next one. Without it, training computes all steps of a layer in one call, which was 1.6 "
+        "times as fast on a CPU.",
     )
-    residual: bool = Field(
-        default=False,
-        description="Add the input of a layer to its output, in all layers but the first.",
-    )
-    dropout: Probability = Field(default=0.1, description="Dropout where no other is given.")
     encoder_dropout_in: Probability | None = Field(
         default=None, description="Dropout on source embeddings; null: `dropout`."
     )
     encoder_dropout_out: Probability | None = Field(
         default=None, description="Dropout on the output of encoder layers; null: `dropout`."
-    )
-    decoder_dropout_in: Probability | None = Field(
-        default=None, description="Dropout on target embeddings; null: `dropout`."
-    )
-    decoder_dropout_out: Probability | None = Field(
-        default=None,
-        description="Dropout on the output of decoder layers and of the attention; null: "
-        "`dropout`.",
-    )
-    output_bias: bool = Field(default=False, description="A bias of the scores of the vocabulary.")
-    max_positions: Width = Field(
-        default=1024, description="Longest sequence of either side, in tokens."
     )
 
     @model_validator(mode="before")
@@ -139,27 +110,14 @@ class RecurrentConfig(SharingFields, OtherModel):
         if self.shares_inputs and source != target:
             message = f"{self.share_embeddings}, but encoder_embedding_dim is {source} and "
             errors.append(("share_embeddings", message + f"decoder_embedding_dim {target}"))
-        if self.shares_output and self.output_dim != target:
-            message = f"{self.share_embeddings}, but decoder_embedding_dim is {target} and "
-            message += f"output_dim {self.output_dim}; give both one width, or share less"
-            errors.append(("share_embeddings", message))
+        errors += self.sharing_errors()
         if errors:
             raise FieldErrors(errors)
         return self
 
-    def dropout_of(self, stack: Stack, place: Literal["in", "out"]) -> float:
-        """Return the dropout before or after the layers of a stack."""
-        given: float | None = vars(self)[f"{stack}_dropout_{place}"]
-        return self.dropout if given is None else given
-
     def layers_of(self, stack: Stack) -> int:
         """Return the number of layers of `stack`."""
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
-
-    @property
-    def state_width(self) -> None:
-        """The states of its layers, of a width for each stack, are not returned."""
-        return None
 
     @property
     def attention_maps(self) -> tuple[AttentionKind, ...]:
@@ -173,13 +131,9 @@ class RecurrentConfig(SharingFields, OtherModel):
 
     def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
         """Count the parameters without building the model."""
-        total = vocab_size * self.decoder_embedding_dim
+        total = self.target_table_params(vocab_size)
         if not self.shares_inputs:
             total += (source_vocab_size or vocab_size) * self.encoder_embedding_dim
-        if not self.shares_output:
-            total += vocab_size * self.output_dim
-        if self.output_bias:
-            total += vocab_size
         total += self._encoder_weights() + self._decoder_weights() + self._source_maps()
         total += self._biases() + self._start_params()
         return ModelSize(total, total)
@@ -197,16 +151,13 @@ class RecurrentConfig(SharingFields, OtherModel):
 
     def _encoder_weights(self) -> int:
         inputs = [self.encoder_embedding_dim, *[self.source_dim] * (self.encoder_layers - 1)]
-        return (2 if self.bidirectional else 1) * _lstm_weights(inputs, self.encoder_hidden_dim)
+        return (2 if self.bidirectional else 1) * lstm_weights(inputs, self.encoder_hidden_dim)
 
     def _decoder_weights(self) -> int:
         """Return the weights that each target token multiplies, without its embeddings."""
         hidden = self.decoder_hidden_dim
-        first = self.decoder_embedding_dim + (hidden if self.input_feeding else 0)
-        count = _lstm_weights([first, *[hidden] * (self.decoder_layers - 1)], hidden)
-        if self.attention:
-            count += hidden * hidden
-        return count + (hidden * self.output_dim if hidden != self.output_dim else 0)
+        attention = hidden * hidden if self.attention else 0
+        return self.layer_weights(fed=hidden if self.input_feeding else 0) + attention
 
     def _source_maps(self) -> int:
         """Return the weights of the keys and values of the attention, for each source token."""
@@ -218,12 +169,5 @@ class RecurrentConfig(SharingFields, OtherModel):
         return 0 if self.source_dim == hidden else 2 * (self.source_dim + 1) * hidden
 
     def _biases(self) -> int:
-        """Return the biases of the LSTM layers, two for each gate, and of the output's map."""
-        hidden = self.decoder_hidden_dim
-        states = self.encoder_layers * self.source_dim + self.decoder_layers * hidden
-        return 2 * _GATES * states + (self.output_dim if hidden != self.output_dim else 0)
-
-
-def _lstm_weights(inputs: Sequence[int], hidden: int) -> int:
-    """Return the weights of LSTM layers of one direction, given the widths of their inputs."""
-    return sum(_GATES * hidden * (width + hidden) for width in inputs)
+        """Return the biases of the LSTM layers and of the output's map."""
+        return 2 * LSTM_GATES * self.encoder_layers * self.source_dim + self.layer_biases()

@@ -11,6 +11,7 @@ from ds_seq.config.model.convolutional import ConvolutionalConfig
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.encoder_only import EncoderOnlyConfig
 from ds_seq.config.model.recurrent import RecurrentConfig
+from ds_seq.config.model.recurrent_lm import RecurrentLmConfig
 from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 from ds_seq.errors import UserError
 
@@ -55,6 +56,7 @@ class HuggingFaceModelConfig(TransformerFields):
 ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[RecurrentConfig, Tag("recurrent")]
+    | Annotated[RecurrentLmConfig, Tag("recurrent_lm")]
     | Annotated[DecoderOnlyConfig, Tag("decoder_only")]
     | Annotated[EncoderOnlyConfig, Tag("encoder_only")]
     | Annotated[HuggingFaceModelConfig, Tag("huggingface")]

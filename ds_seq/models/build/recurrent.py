@@ -1,13 +1,15 @@
-"""Build the encoder-decoder of LSTM layers from its config section."""
+"""Build models of LSTM layers from their config sections."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from ds_seq.config.model import RecurrentConfig
+from ds_seq.config.model import RecurrentConfig, RecurrentLmConfig
+from ds_seq.config.model.lstm_decoder import LstmDecoderFields
 from ds_seq.models.init import initialize
 from ds_seq.models.recurrent import RecurrentDecoder, RecurrentModel
+from ds_seq.models.recurrent_lm import RecurrentLanguageModel
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.lstm import INITIAL_SPREAD, Lstm
 from ds_seq.modules.lstm_decoder import DecoderLstm, SourceMemory, UniformLinear
@@ -61,6 +63,37 @@ def build_recurrent(
     return model
 
 
+def build_recurrent_lm(
+    cfg: RecurrentLmConfig,
+    vocab_size: int,
+    expert_parallel: int,
+    expert_parallel_rank: int,
+    seed: int,
+    pad_id: int = 1,
+) -> RecurrentLanguageModel:
+    """Build and initialize a language model; for the arguments, see `build_seq2seq`."""
+    dropout = cfg.dropout_of("decoder", "out")
+    with torch.random.fork_rng(devices=[]):
+        table, output = _target_tables(cfg, vocab_size, pad_id)
+        model = RecurrentLanguageModel(
+            decoder=Lstm(
+                cfg.decoder_embedding_dim,
+                cfg.decoder_hidden_dim,
+                cfg.decoder_layers,
+                1,
+                dropout,
+                cfg.residual,
+            ),
+            target_embedding=table,
+            projection=_projection(cfg),
+            output=output,
+            max_positions=cfg.max_positions,
+            dropout=(cfg.dropout_of("decoder", "in"), dropout),
+        )
+    initialize(model, seed)
+    return model
+
+
 def _decoder(cfg: RecurrentConfig) -> RecurrentDecoder:
     hidden, dropout = cfg.decoder_hidden_dim, cfg.dropout_of("decoder", "out")
     return RecurrentDecoder(
@@ -74,21 +107,36 @@ def _decoder(cfg: RecurrentConfig) -> RecurrentDecoder:
             cfg.attention,
             cfg.input_feeding,
         ),
-        None if hidden == cfg.output_dim else UniformLinear(hidden, cfg.output_dim),
+        _projection(cfg),
         dropout,
     )
+
+
+def _projection(cfg: LstmDecoderFields) -> nn.Module | None:
+    """Make the map from states to the width of the output table; None if they have it."""
+    hidden = cfg.decoder_hidden_dim
+    return None if hidden == cfg.output_dim else UniformLinear(hidden, cfg.output_dim)
 
 
 def _tables(
     cfg: RecurrentConfig, vocab_size: int, source_vocab_size: int, pad_id: int
 ) -> tuple[TokenEmbedding, TokenEmbedding | None, nn.Linear | None]:
     """Make the tables of target, source and output; None for those that share the first."""
-    tied = cfg.output_bias and cfg.shares_output
-    target = _Table(vocab_size, cfg.decoder_embedding_dim, pad_id, scaled=False, biased=tied)
     assert not cfg.shares_inputs or source_vocab_size == vocab_size, "one table has one size"
-    source = output = None
+    target, output = _target_tables(cfg, vocab_size, pad_id)
+    source = None
     if not cfg.shares_inputs:
         source = _Table(source_vocab_size, cfg.encoder_embedding_dim, pad_id, scaled=False)
+    return target, source, output
+
+
+def _target_tables(
+    cfg: LstmDecoderFields, vocab_size: int, pad_id: int
+) -> tuple[TokenEmbedding, nn.Linear | None]:
+    """Make the tables of target and output; None if the output shares the first."""
+    tied = cfg.output_bias and cfg.shares_output
+    target = _Table(vocab_size, cfg.decoder_embedding_dim, pad_id, scaled=False, biased=tied)
+    output = None
     if not cfg.shares_output:
         output = UniformLinear(cfg.output_dim, vocab_size, bias=cfg.output_bias)
-    return target, source, output
+    return target, output

@@ -11,6 +11,7 @@ from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import Seq2SeqInputs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.text.tokenizer import Tokenizers
 
 
@@ -59,3 +60,10 @@ def inputs_of(source: Sequence[int], target: Sequence[int]) -> Seq2SeqInputs:
     ids = [torch.tensor([each]) for each in (source, target)]
     masks = [torch.ones_like(each, dtype=torch.bool) for each in ids]
     return Seq2SeqInputs(ids[0], masks[0], ids[1], masks[1], len(target), len(source))
+
+
+def text_inputs_of(tokens: Sequence[int]) -> TextInputs:
+    """Return the inputs of a language model for one text, the start symbol first."""
+    ids = torch.tensor([tokens])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return TextInputs(ids, mask, mask, len(tokens))

@@ -172,6 +172,7 @@ def test_plugin_names_are_the_union_tags() -> None:
     assert names["model"] == {
         "transformer",
         "recurrent",
+        "recurrent_lm",
         "convolutional",
         "huggingface",
         "decoder_only",

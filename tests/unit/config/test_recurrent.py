@@ -57,6 +57,20 @@ def test_options_of_a_transformer_are_refused_with_the_section(make: MakeConfig)
         make(model={"name": "recurrent", "decoder_layers": 2}, criterion=maps)
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("recurrent", "language_modeling", "recurrent has a source; a language model is decoder_o"),
+        ("recurrent_lm", "translation", "recurrent_lm has no source; use transformer"),
+        ("recurrent_lm", "denoising", "recurrent_lm cannot learn this task; use transformer"),
+        ("recurrent_lm", "masked_language_modeling", "recurrent_lm sees no token behind a hidden"),
+    ],
+)
+def test_a_model_and_its_task_fit(make: MakeConfig, name: str, task: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make(model={"name": name}, task={"name": task})
+
+
 def test_fingerprints_stay_the_same_when_options_are_added() -> None:
     assert stable_json(section()) == b'{"name":"recurrent"}'
     assert stable_json(section(residual=True)) == b'{"name":"recurrent","residual":true}'

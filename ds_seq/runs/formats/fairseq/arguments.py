@@ -12,6 +12,7 @@ from typing import Any
 from ds_seq.compat.fairseq.command import BY_DEST, Given
 from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV
 from ds_seq.compat.fairseq.flag import changes, numbers
+from ds_seq.compat.fairseq.language_models import TRANSFORMER_LM, language_model_section
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
 from ds_seq.compat.fairseq.refusals import Refusals
@@ -142,8 +143,18 @@ def _check_number(name: str, value: Any) -> None:
         )
 
 
-def described_model(given: Given, path: Path) -> dict[str, Any]:
+def is_language_model(given: Given) -> bool:
+    """Return whether the arguments are those of a language model."""
+    return str(given["arch"] or "").startswith(TRANSFORMER_LM)
+
+
+def described_model(given: Given, arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the section `model`.
+
+    Args:
+        given: the arguments that describe the model.
+        arguments: all arguments.
+        path: the checkpoint, for messages.
 
     Raises:
         UserError: no model of ds_seq is like it; everything that differs is named.
@@ -166,7 +177,10 @@ def described_model(given: Given, path: Path) -> dict[str, Any]:
     if given["alibi_args"] is not None and given["alibi_args"].get("type") == "asymmetrical":
         refusals.add("--alibi-args asymmetrical: distances in an encoder count alike here")
     given = replace(given, values={k: v for k, v in given.values.items() if k != _MERGED})
-    section = model_section(given, refusals)
+    if is_language_model(given):
+        section = language_model_section(given, arguments, refusals)
+    else:
+        section = model_section(given, refusals)
     refusals.raise_any(str(path))
     return section
 

@@ -17,15 +17,23 @@ from torch import Tensor, nn
 
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV, gated_section
+from ds_seq.compat.fairseq.language_models import LM_TASK
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
 from ds_seq.config.model import TransformerConfig
+from ds_seq.data.batch import Seq2SeqInputs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import GATED_ACTIVATIONS
-from ds_seq.runs.formats.fairseq.arguments import described_model, find_arguments, given_model
+from ds_seq.runs.formats.fairseq.arguments import (
+    described_model,
+    find_arguments,
+    given_model,
+    is_language_model,
+)
 from ds_seq.runs.formats.fairseq.convolutions import (
     ConvolutionConverter,
     GatedConverter,
@@ -40,11 +48,11 @@ from ds_seq.runs.formats.fairseq.recurrent import (
     RecurrentReference,
     recurrent_section,
 )
-from ds_seq.runs.formats.fairseq.reference import Reference
+from ds_seq.runs.formats.fairseq.reference import LanguageReference, Reference
 from ds_seq.runs.formats.fairseq.reference_convolution import GatedReference
 from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
-from ds_seq.runs.formats.imported import Imported, inputs_of
+from ds_seq.runs.formats.imported import Imported, inputs_of, text_inputs_of
 from ds_seq.text.build import train_tokenizers
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.tokenizer import Tokenizers
@@ -132,8 +140,9 @@ def import_checkpoint(
         for ours, tensor in model_tensors(model):
             tensor.copy_(converter.make(ours, tensor.shape))
     entries = converter.finish()
-    pairs = _sentences(tokenizers, text)
-    difference, count = _compare(model, kind.reference(_wide(state), given, model_config), pairs)
+    pairs = _sentences(tokenizers, text, config.model.max_positions)
+    reference = kind.reference(_wide(state), given, model_config)
+    difference, count = _compare(model, reference, kind.inputs, pairs)
     if not difference <= TOLERANCE:
         raise UserError(
             f"{path}: the imported model computes something else: logits differ by up to "
@@ -142,6 +151,7 @@ def import_checkpoint(
     return Imported(model, config, tokenizers, entries, difference, count, _updates(checkpoint))
 
 
+_Inputs = Seq2SeqInputs | TextInputs
 _References = Reference | GatedReference | RecurrentReference
 
 
@@ -152,6 +162,8 @@ class _Kind(NamedTuple):
     """Returns the section `model`, given the arguments of the checkpoint."""
     converter: Callable[[dict[str, Tensor], Path, bool], Converter | RecurrentConverter]
     reference: Callable[[dict[str, Tensor], Given, dict[str, Any]], _References]
+    inputs: Callable[[Sequence[int], Sequence[int]], _Inputs] = inputs_of
+    """Returns what the model reads of a source and a target."""
 
 
 def _kind_of(given: Given) -> _Kind:
@@ -166,9 +178,16 @@ def _kind_of(given: Given) -> _Kind:
             lambda state, path, _: RecurrentConverter(state, path),
             lambda state, *_: RecurrentReference(state),
         )
+    if is_language_model(given):
+        return _Kind(
+            described_model,
+            Converter,
+            lambda state, given, _: LanguageReference(state, given),
+            lambda _, target: text_inputs_of(target),
+        )
     converter = ConvolutionConverter if architecture.startswith(LIGHTCONV) else Converter
     return _Kind(
-        lambda given, _, path: described_model(given, path),
+        described_model,
         converter,
         lambda state, given, _: Reference(state, given),
     )
@@ -217,6 +236,8 @@ def _experiment(
     languages: tuple[str | None, str | None],
 ) -> tuple[ExperimentConfig, Tokenizers]:
     """Return the experiment of the imported model, and its tokenizers."""
+    if is_language_model(given):
+        return _language_experiment(given, arguments, model, vocabulary, name, languages)
     codes = _codes(arguments, languages)
     more = language_options(arguments, codes, vocabulary.languages)
     paths = [vocabulary.dictionary, vocabulary.target or vocabulary.dictionary]
@@ -241,10 +262,53 @@ def _experiment(
         "criterion": {"name": "cross_entropy", "label_smoothing": float(smoothing or 0.0)},
         "train": {"max_tokens": max(4096, length)},
         "validation": {"metrics": [], "best": "loss"},
-        "generation": {"max_len_a": 0.0, "max_len_b": 200},
+        "generation": _GENERATION,
     }
     config = read_experiment(experiment)
     return config, train_tokenizers(config.data, [])
+
+
+def _language_experiment(
+    given: Given,
+    arguments: Mapping[str, Any],
+    model: dict[str, Any],
+    vocabulary: Vocabulary,
+    name: str,
+    languages: tuple[str | None, str | None],
+) -> tuple[ExperimentConfig, Tokenizers]:
+    """Return the experiment of an imported language model, and its tokenizer."""
+    if vocabulary.target is not None or languages[1] is not None:
+        raise UserError("--target-dict, --target-lang: a language model has one side; leave it out")
+    section = vocabulary.section(vocabulary.dictionary, {})
+    if vocabulary.user_symbols:
+        section["user_symbols"] = list(vocabulary.user_symbols)
+    length = model["max_positions"]
+    experiment = {
+        "name": name,
+        "data": {
+            "language": languages[0] or _UNKNOWN_LANGUAGE,
+            "dir": f"data/{name}",
+            "vocab": {"name": "fairseq_dict", **section},
+        },
+        "task": {
+            "name": LM_TASK,
+            "block_tokens": min(length, arguments.get("tokens_per_sample") or length),
+        },
+        "model": model,
+        "criterion": {
+            "name": "cross_entropy",
+            "label_smoothing": float(given["label_smoothing"] or 0.0),
+        },
+        "train": {"max_tokens": max(4096, length)},
+        "generation": _GENERATION,
+    }
+    config = read_experiment(experiment)
+    return config, train_tokenizers(config.data, [])
+
+
+_GENERATION = {"max_len_a": 0.0, "max_len_b": 200}
+_UNKNOWN_LANGUAGE = "und"
+"""Code of ISO 639 for text whose language nobody has named: a checkpoint does not."""
 
 
 def _added(options: Mapping[str, Any]) -> Sequence[str]:
@@ -264,7 +328,9 @@ def _codes(
     return codes[0], codes[1]
 
 
-def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+def _sentences(
+    tokenizers: Tokenizers, text: Sequence[str], max_positions: int
+) -> list[tuple[list[int], list[int]]]:
     """Return pairs of ids to compare on: of the text, or symbols of the dictionaries."""
     source, target = tokenizers.source.symbols, tokenizers.target.symbols
     lines = [tokenizers.source.encode(line) for line in text]
@@ -274,7 +340,9 @@ def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[i
         lines = [
             torch.randint(4, count, (3 + 4 * n,), generator=draw).tolist() for n in range(_SAMPLES)
         ]
-    lines = [line[:_LONGEST] for line in lines if line]
+    symbols = max(len(source.framed([])), 1 + len(target.opening))
+    longest = max(1, min(_LONGEST, max_positions - symbols))
+    lines = [line[:longest] for line in lines if line]
     largest = len(tokenizers.target)
     # any target shows a difference; ids of the source are some
     return [
@@ -286,6 +354,7 @@ def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[i
 def _compare(
     model: nn.Module,
     reference: _References,
+    inputs: Callable[[Sequence[int], Sequence[int]], _Inputs],
     pairs: Sequence[tuple[list[int], list[int]]],
 ) -> tuple[float, int]:
     """Return the largest difference of the logits from the checkpoint's own, and their number."""
@@ -297,7 +366,7 @@ def _compare(
     for source, target in pairs:
         expected = reference.logits(source, target)
         with torch.no_grad():
-            logits = twin(inputs_of(source, target)).logits
+            logits = twin(inputs(source, target)).logits
         apart = (logits - expected).abs().nan_to_num(nan=math.inf)
         largest = max(largest, float(apart.max()))
         count += expected.numel()

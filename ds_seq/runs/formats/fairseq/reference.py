@@ -65,7 +65,9 @@ class Reference:
             (T, V).
         """
         encoded = self._stack("encoder", torch.tensor(source), None)
-        decoded = self._stack("decoder", torch.tensor(target), encoded)
+        return self._project(self._stack("decoder", torch.tensor(target), encoded))
+
+    def _project(self, decoded: Tensor) -> Tensor:
         tables: tuple[str, ...] = ("decoder.output_projection.weight", "decoder.embed_out",
                   "decoder.embed_tokens.weight", "encoder.embed_tokens.weight")  # fmt: skip
         given = self._given
@@ -107,7 +109,7 @@ class Reference:
     def _layer(self, stack: str, place: str, x: Tensor, memory: Tensor | None) -> Tensor:
         norms = _NORMS_OF_CONVOLUTIONS[stack] if f"{place}.linear1.bias" in self._state else _NORMS
         x = self._residual(
-            stack, f"{place}.{norms[0]}", x, lambda y: self._mix(place, y, memory is not None)
+            stack, f"{place}.{norms[0]}", x, lambda y: self._mix(place, y, stack == "decoder")
         )
         if memory is not None:
             x = self._residual(
@@ -227,6 +229,15 @@ class Reference:
             ]
             rows.append(shares @ torch.stack(outputs))
         return torch.stack(rows)
+
+
+class LanguageReference(Reference):
+    """A language model of fairseq: a decoder that attends to nothing else."""
+
+    @torch.no_grad()
+    def logits(self, source: Sequence[int], target: Sequence[int]) -> Tensor:
+        """Score every next token of `target`; see `Reference.logits`. There is no source."""
+        return self._project(self._stack("decoder", torch.tensor(target), None))
 
 
 def _alibi(heads: int, length: int) -> Tensor:

@@ -1,0 +1,77 @@
+"""What the arguments of fairseq's transformer_lm say about a model.
+
+A language model is a decoder without encoder. Its arguments are read as those of a Transformer
+whose encoder is like its decoder, of which the decoder is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.model import model_section
+from ds_seq.compat.fairseq.refusals import Refusals
+
+TRANSFORMER_LM = "transformer_lm"
+"""How the names of the architectures begin."""
+LM_TASK = "language_modeling"
+
+_ALIKE = (
+    *("embed_dim", "ffn_embed_dim", "layers", "attention_heads", "normalize_before"),
+    *("learned_pos", "layerdrop"),
+)
+"""Arguments of either stack that a language model has."""
+_OF_ENCODER = ("encoder_layers", "encoder_repeats", "encoder_mixer")
+# besides those that a translation model may have, which are refused there
+_REFUSED: Mapping[str, str] = {
+    "character_embeddings": "embeddings are those of tokens",
+    "scale_fc": "there is no norm within a feed-forward",
+    "scale_attn": "there is no norm behind attention",
+    "scale_heads": "there are no factors of heads",
+    "scale_resids": "there are no factors of residual connections",
+    "add_bos_token": "texts begin with the end symbol here",
+}
+
+
+def language_model_section(
+    given: Given, arguments: Mapping[str, Any], refusals: Refusals
+) -> dict[str, Any]:
+    """Return the section `model` of a language model.
+
+    Args:
+        given: the arguments that are known.
+        arguments: all arguments, by their names with underscores.
+        refusals: gets what no model of ds_seq has.
+    """
+    width = given["decoder_embed_dim"]
+    for dest, why in _REFUSED.items():
+        if arguments.get(dest):
+            refusals.add(f"--{dest.replace('_', '-')} {arguments[dest]}: {why}")
+    for dest in ("decoder_input_dim", "decoder_output_dim"):
+        if arguments.get(dest) not in (None, width):
+            flag = f"--{dest.replace('_', '-')} {arguments[dest]}"
+            refusals.add(f"{flag}: must be --decoder-embed-dim {width}; there is no map between")
+    section = model_section(_with_encoder(given, arguments), refusals)
+    tied = bool(given["share_decoder_input_output_embed"])
+    section |= {"name": "decoder_only", "share_embeddings": "all" if tied else "none"}
+    return {key: value for key, value in section.items() if key not in _OF_ENCODER}
+
+
+def _with_encoder(given: Given, arguments: Mapping[str, Any]) -> Given:
+    """Return arguments in which the encoder is like the decoder, and as long as the text."""
+    values = dict(given.values)
+    for name in _ALIKE:
+        values[f"decoder_{name}"] = values[f"encoder_{name}"] = given[f"decoder_{name}"]
+    values["max_source_positions"] = values["max_target_positions"] = positions(arguments)
+    return replace(given, values=values)
+
+
+def positions(arguments: Mapping[str, Any]) -> int:
+    """Return the number of positions of a model: by default, the longest text of its training."""
+    given = arguments.get("max_target_positions") or arguments.get("tokens_per_sample")
+    return int(given or _TOKENS_PER_SAMPLE)
+
+
+_TOKENS_PER_SAMPLE = 1024
