@@ -46,7 +46,7 @@ class AdaptiveConfig(Config):
         description="With `share_embeddings: all`, whether the bands of the output use the "
         "projections of the input, too.",
     )
-    dropout: Probability = Field(
+    softmax_dropout: Probability = Field(
         default=0.0,
         description="Dropout before the output, and within it between projection and table.",
     )

@@ -43,7 +43,7 @@ LM_PRESETS: Mapping[str, Mapping[str, Any]] = {
         activation_dropout=0.1,
         final_norm=False,
         share_embeddings="all",
-        adaptive={"cutoffs": [20_000, 60_000], "tie_projections": True, "dropout": 0.2},
+        adaptive={"cutoffs": [20_000, 60_000], "tie_projections": True, "softmax_dropout": 0.2},
     ),
     "lm_gbw": {**_lm(512, 12, 16, attention_dropout=0.1, final_norm=False), "ffn_dim": 4096},
     "lm_gpt": _lm(768, 12, 12, **_GPT2),

@@ -36,5 +36,5 @@ def make_adaptive(
     else:
         embedding = TokenEmbedding(vocab_size, width, pad_id, scaled=cfg.embedding_scale)
     return embedding, AdaptiveSoftmax(
-        shapes, width, cfg.shares_output, adaptive.tie_projections, adaptive.dropout
+        shapes, width, cfg.shares_output, adaptive.tie_projections, adaptive.softmax_dropout
     )
