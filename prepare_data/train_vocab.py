@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ds_seq.config.vocab import VocabFields
 from ds_seq.errors import UserError, run_command
 from ds_seq.files import check_not_input
+from ds_seq.text.build import training_options
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 
@@ -64,9 +65,12 @@ def main(argv: Sequence[str]) -> int:
     except ValidationError as error:
         reasons = [item["msg"].removeprefix("Value error, ") for item in error.errors()]
         raise UserError("\n".join(reasons)) from None
-    left_out = {"name", "options", "fairseq", "huggingface"}
     tokenizer = SentencePieceTokenizer.train(
-        arguments.files, seed=arguments.seed, **vocab.model_dump(exclude=left_out)
+        arguments.files,
+        size=vocab.size,
+        user_symbols=vocab.user_symbols,
+        seed=arguments.seed,
+        **training_options(vocab),
     )
     tokenizer.save(arguments.out)
     print(f"{len(tokenizer):,} subwords -> {arguments.out}")

@@ -182,8 +182,10 @@ def _hint(path: KeyPath, owner: type[Config]) -> str:
     if dotted(path) in elsewhere:
         if key == "options":
             return f"; only an external {path[-2]} (`package.module:Name`) takes options"
-        names = get_args(owner.model_fields["name"].annotation)  # of one of ours, its name
-        return f"; {names[0] if names else 'an external plug-in'} does not accept it"
+        field = owner.model_fields["name"]
+        names = get_args(field.annotation)  # of one of ours
+        usual = names[0] if field.is_required() and names else field.default
+        return f"; {usual if names else 'an external plug-in'} does not accept it"
     if len(elsewhere) in (1, 2):
         return f"; it belongs to {' or '.join(elsewhere)}"
     equivalent = customary(key, dotted(path[:-1])) or OWNED.get(key)

@@ -7,7 +7,7 @@ are read again for context, as by `fairseq-eval-lm --context-window`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from ds_seq.activity import mark
 from ds_seq.criterions.cross_entropy import smoothed_cross_entropy
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.source import Dataset
 from ds_seq.data.text import TextDataset
 from ds_seq.data.text_batch import TextInputs
 from ds_seq.distributed import broadcast_object, gather_objects
@@ -107,6 +108,30 @@ def likelihoods(
     return shared
 
 
+def scored_batches(
+    dataset: Dataset, rows: NDArray[np.int64], limits: BatchLimits, share: Share
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the numbers of the examples of each of this rank's batches; every rank has as many.
+
+    Args:
+        dataset: the examples.
+        rows: numbers of those to score.
+        limits: limits on the size of batches, of which an example may be longer.
+        share: this process's share of the work.
+    """
+    lengths = dataset.lengths[rows]
+    sampler = TokenBatchSampler(
+        lengths,
+        max(limits.max_tokens, int(lengths.max())),
+        limits.max_sentences,
+        rank=share.rank,
+        world_size=share.world_size,
+        accumulate=1,
+    )
+    for indices in sampler.epoch(0):
+        yield rows[indices]
+
+
 def _sums(
     model: nn.Module,
     dataset: TextDataset,
@@ -117,18 +142,9 @@ def _sums(
     share: Share,
 ) -> Likelihood:
     """Return this rank's part of the likelihood of some blocks."""
-    lengths = dataset.lengths[blocks]
-    sampler = TokenBatchSampler(
-        lengths,
-        max(limits.max_tokens, int(lengths.max())),
-        limits.max_sentences,
-        rank=share.rank,
-        world_size=share.world_size,
-        accumulate=1,
-    )
     nll, tokens = 0.0, 0
-    for indices in sampler.epoch(0):
-        batch = dataset.collate(blocks[indices], tokenizer.symbols)
+    for indices in scored_batches(dataset, blocks, limits, share):
+        batch = dataset.collate(indices, tokenizer.symbols)
         nll += float(_nll(model, batch.to(device)))
         tokens += batch.num_tokens
         mark()

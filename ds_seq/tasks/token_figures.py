@@ -16,10 +16,10 @@ from torch import nn
 
 from ds_seq import activity
 from ds_seq.data.batch import Batch
-from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.source import Dataset
 from ds_seq.distributed import sum_over_ranks
 from ds_seq.errors import UserError
+from ds_seq.generation.perplexity import scored_batches
 from ds_seq.generation.translate import BatchLimits, Share
 from ds_seq.names import TOKEN_METRICS
 from ds_seq.plugins import nearest
@@ -66,21 +66,12 @@ def token_figures(
     A collective: each rank has the same number of batches, some of which may be empty.
     """
     rows = np.arange(len(dataset))[:max_sentences]
-    lengths = dataset.lengths[rows]
-    sampler = TokenBatchSampler(
-        lengths,
-        max(limits.max_tokens, int(lengths.max())),
-        limits.max_sentences,
-        rank=share.rank,
-        world_size=share.world_size,
-        accumulate=1,
-    )
     totals = torch.zeros(3, dtype=torch.float64)  # tokens, losses, right predictions
     was_training = model.training
     model.eval()
     try:
-        for indices in sampler.epoch(0):
-            totals += _sums(model, collate(rows[indices]).to(device))
+        for indices in scored_batches(dataset, rows, limits, share):
+            totals += _sums(model, collate(indices).to(device))
             activity.mark()
     finally:
         model.train(was_training)

@@ -67,7 +67,7 @@ def train_tokenizer(data: DataConfig, vocab: VocabFields, files: Sequence[Path])
         size=vocab.size,
         user_symbols=vocab.user_symbols,
         normalizer=build_normalizer(data),
-        **_options(vocab),
+        **training_options(vocab),
     )
     return _checked(tokenizer, vocab.name)
 
@@ -160,7 +160,7 @@ def _checked(tokenizer: Tokenizer, name: str) -> Tokenizer:
     return tokenizer
 
 
-def _options(vocab: VocabFields) -> dict[str, Any]:
+def training_options(vocab: VocabFields) -> dict[str, Any]:
     """Return the training options of a tokenizer besides size and user symbols."""
     if vocab.made_elsewhere is not None:
         return vocab.made_elsewhere[1].model_dump()

@@ -179,7 +179,7 @@ def estimated(case: Case) -> tuple[float, Counter[str]]:
     model = config.model
     assert isinstance(model, TransformerConfig)
     found = memory(config, model, layout, buffers, BATCH, "cpu")
-    counts = parameters(config, model.num_params(VOCAB), layout, buffers.persistent)
+    counts = parameters(config, model, model.num_params(VOCAB), layout, buffers.persistent)
     sizes = Counter[str]()
     for each in traffic(config, model, counts, layout, BATCH, buffers.live):
         sizes[each.name] += each.size  # type: ignore[assignment]

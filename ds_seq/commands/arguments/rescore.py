@@ -8,7 +8,7 @@ from ds_seq.commands.arguments.shared import (
     add_parts,
     add_search_arguments,
 )
-from ds_seq.commands.parser import CommandParser, command_parser
+from ds_seq.commands.parser import CommandParser, Number, command_parser
 from ds_seq.names import OutputFormat
 from ds_seq.text.lines import STANDARD
 
@@ -50,11 +50,12 @@ def build_parser() -> CommandParser:
     channel = parser.add_argument_group("noisy channel (Yee et al. 2019)")
     channel.add_argument("--channel", metavar="RUN", help="model that translates back; adds the "
         "weighted score of the source given the translation")  # fmt: skip
-    channel.add_argument("--channel-weight", type=float, default=1.0, metavar="A",
+    factor = Number(0, is_whole=False)
+    channel.add_argument("--channel-weight", type=factor, default=1.0, metavar="A",
         help="factor of its score (default: %(default)s)")  # fmt: skip
     channel.add_argument("--lm", dest="lm_run", metavar="RUN", help="language model of the target, "
         "with any vocabulary; adds the weighted score of the translation")  # fmt: skip
-    channel.add_argument("--lm-weight", dest="lm_factor", type=float, default=0.3, metavar="B",
+    channel.add_argument("--lm-weight", dest="lm_factor", type=factor, default=0.3, metavar="B",
         help="factor of its score (default: %(default)s)")  # fmt: skip
     channel.add_argument("--tune", metavar="FILE", help="reference translations of the source: "
         "print the weights with which the best translations have the highest BLEU, and use "

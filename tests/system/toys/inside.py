@@ -240,8 +240,8 @@ class CopyingConfig(Config):
         ),
         put(
             "config/task.py",
-            'Annotated[TranslationConfig, Tag("translation")] ',
-            '| Annotated[CopyingConfig, Tag("copying")] ',
+            'Annotated[TranslationConfig, Tag("translation")]\n',
+            '    | Annotated[CopyingConfig, Tag("copying")]\n',
         ),
         put(
             "tasks/__init__.py",

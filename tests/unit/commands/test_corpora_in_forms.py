@@ -96,7 +96,10 @@ def test_each_file_of_a_held_out_text_has_its_languages_and_tags(raw: Path) -> N
         ({"a": {"folder": "none"}}, "data.corpora.a: none: no such folder"),
         ({"a": {"folder": "."}, "b": {"tsv": "a.tsv"}}, None),
         ({"a": {"source": "train.en"}}, "data.corpora.a.target: missing"),
-        ({"a": {"tsv": "a.tsv", "jsonl": "b"}}, "data.corpora.a.source: give one of source, tsv"),
+        (
+            {"a": {"tsv": "a.tsv", "jsonl": "b"}},
+            "data.corpora.a.source: give one of source, text",
+        ),
     ],
 )
 def test_mistakes_name_the_corpus(

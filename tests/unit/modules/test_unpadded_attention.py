@@ -59,7 +59,9 @@ def loop(
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Attend by lengths in every model, with the loop."""
     monkeypatch.setattr(unpadded_attention, "_kernel", lambda: loop)
-    monkeypatch.setattr(seq2seq, "_lengths", lambda mask, like, count: lengths_of(mask, count))
+    monkeypatch.setattr(
+        seq2seq, "lengths_of_mask", lambda mask, like, count: lengths_of(mask, count)
+    )
     CALLS.clear()
     yield
 

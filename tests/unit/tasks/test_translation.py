@@ -258,7 +258,13 @@ def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
         "ensemble": "log_probabilities",
     }
     alone = {"sampling_top_p": 1.0, "sampling_epsilon": 0.0, "diverse_siblings": 0.0}
-    alone |= {"diverse_groups": 1, "diverse_strength": 0.5}
+    alone |= {
+        "diverse_groups": 1,
+        "diverse_strength": 0.5,
+        "expert": 1,
+        "lm": None,
+        "lm_weight": 0.3,
+    }
     generation = GenerationConfig(**given)
     assert given | alone == generation.model_dump(), "a new field: give it a value above"
     found = vars(build_search(generation, vocab.symbols, 50)) | vars(build_limits(generation, 50))
