@@ -97,6 +97,7 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
             f"train.init_from: {train.init_from} has vocabulary {theirs[:12]}, the data "
             f"{fingerprint[:12]}; both need the same one"
         )
+    _check_kind(train.init_from, stored.model_config, config.model)
     new = parts_besides(train.init_from, stored.model_config, config.model)
     allowed = Allowed(
         Selection([*train.allow_missing, *new]),
@@ -273,16 +274,20 @@ def _add_noise(experts: Experts, noise: float) -> None:
             matrix.add_(drawn, alpha=noise * float(matrix.std()))
 
 
+def _check_kind(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
+    """Refuse the weights of a model that is made of other parts."""
+    is_other = isinstance(theirs, OtherModel) or isinstance(ours, OtherModel)
+    if is_other and theirs.name != ours.name:
+        raise UserError(
+            f"train.init_from: {run} is a model of name {theirs.name}, the experiment has "
+            f"model.name {ours.name}; none of its tensors has a place there"
+        )
+
+
 def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
     """Refuse weights whose shapes fit but whose meaning differs."""
-    if theirs.name != ours.name:
-        if isinstance(theirs, OtherModel) or isinstance(ours, OtherModel):
-            raise UserError(
-                f"train.init_from: {run} is a model of name {theirs.name}, the experiment has "
-                f"model.name {ours.name}; none of its tensors has a place there"
-            )
-        if len(theirs.stacks) == len(ours.stacks):  # one of them is external
-            return
+    if theirs.name != ours.name and len(theirs.stacks) == len(ours.stacks):
+        return  # one of them is external
     old, new = _meaning(theirs), _meaning(ours)
     for key in ours.shapeless if isinstance(ours, OtherModel) else _SHAPELESS:
         if key not in old or key not in new:  # of a stack that only one of them has

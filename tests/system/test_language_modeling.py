@@ -119,6 +119,8 @@ def test_lstm_layers_resume_on_another_layout_and_continue_prompts(
     train(lab / "lstm.yaml", again, zero3, "train.max_updates=2")[0].check()
     for done in train(lab / "lstm.yaml", again, zero3, "train.accumulate=1", "--resume", ranks=2):
         done.check()
+    (refused,) = train(lab / "lstm.yaml", f"run_dir={lab}/other", f"train.init_from={lab}/run")
+    assert refused.code == 2 and "is a model of name decoder_only" in refused.err
     lines = records(lab / "lstm", "train")
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
     for one, other in zip(lines, records(lab / "lstm_again", "train"), strict=True):

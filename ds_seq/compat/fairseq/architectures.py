@@ -33,6 +33,8 @@ _FAIRSEQ: dict[str, dict[str, Any]] = {
 _LIGHTCONV = {"encoder_layers": 7, "decoder_layers": 6}
 _LIGHTCONV_BIG = {**_LIGHTCONV, **_WMT_BIG}
 
+_LSTM = {"encoder_layers": 1, "decoder_layers": 1, "decoder_embed_dim": 512}
+
 # VarunGumma/fairseq
 _BASE = {**_both(normalize_before=True), "layernorm_embedding": True, "activation_fn": "gelu"}
 _HUGE = {**_BASE, **_both(embed_dim=1536, ffn_embed_dim=4096, attention_heads=16)}
@@ -62,6 +64,16 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "lightconv_wmt_en_fr_big": {**_LIGHTCONV_BIG, "dropout": 0.1},
     "lightconv_wmt_zh_en_big": {
         **_LIGHTCONV_BIG, "dropout": 0.2, "attention_dropout": 0.2, "weight_dropout": 0.2,
+    },
+    "lstm": _LSTM,
+    "lstm_wiseman_iwslt_de_en": {
+        **_LSTM, "encoder_embed_dim": 256, "decoder_embed_dim": 256, "decoder_out_embed_dim": 256,
+        "encoder_dropout_in": 0.0, "encoder_dropout_out": 0.0, "decoder_dropout_in": 0.0,
+    },
+    "lstm_luong_wmt_en_de": {
+        "encoder_embed_dim": 1000, "decoder_embed_dim": 1000, "decoder_out_embed_dim": 1000,
+        "encoder_layers": 4, "decoder_layers": 4,
+        "encoder_dropout_out": 0.0, "decoder_dropout_out": 0.0,
     },
     "transformer_ds_moe": {},
     **{f"transformer_ds_moe_{name}": values for name, values in _FAIRSEQ.items()},

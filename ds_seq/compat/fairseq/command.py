@@ -161,6 +161,6 @@ def _architecture(name: str | None) -> Mapping[str, Any]:
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"--arch {name}: no such Transformer{nearest(name, ARCHITECTURES)}; there are {known}"
+            f"--arch {name}: no such architecture{nearest(name, ARCHITECTURES)}; there are {known}"
         )
     return ARCHITECTURES[name]

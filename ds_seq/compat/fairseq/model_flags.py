@@ -9,6 +9,7 @@ from __future__ import annotations
 from ds_seq.compat.fairseq.flag import Flag, becomes, copied, idle, refused
 
 _ADAPTIVE = "adaptive input and softmax belong to language models (model.adaptive); leave it out"
+_FROZEN = "embeddings that are not trained are not supported; leave it out"
 _QUANT = "quantization noise is not supported; leave it out"
 _TWO_WIDTHS = "the stacks have one width, and the output is as wide"
 _PIPELINE = "pipeline parallelism is not supported; use ZeRO stage 3 in the DeepSpeed JSON"
@@ -17,6 +18,7 @@ _FORCED = "the Transformer with experts ignores it: it sets the value itself"
 _ALIGNED = "there is no supervised alignment; `ds-seq generate --align` reads the attention"
 _PRETRAINED = "embeddings from a text file are not supported; leave it out"
 _ONE_FOR_BOTH = "one value for both stacks"
+_ONE_WIDTH = "one value for both stacks of a Transformer"
 _PER_TOKEN = "per token; there it is a mean over the sentences of a batch"
 _CROSS_TOO = "one value for both stacks, and for cross-attention, which has all heads there"
 
@@ -27,8 +29,12 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--activation-dropout", "float", 0.0, "model.activation_dropout"),
     becomes("--relu-dropout", "float", 0.0, "model.activation_dropout"),
     becomes("--activation-fn", "text", "relu", "model.activation"),
-    becomes("--encoder-embed-dim", "int", 512, "model.d_model", _ONE_FOR_BOTH),
-    becomes("--decoder-embed-dim", "int", None, "model.d_model", _ONE_FOR_BOTH),
+    becomes(
+        "--encoder-embed-dim", "int", 512, "model.d_model, model.encoder_embedding_dim", _ONE_WIDTH
+    ),
+    becomes(
+        "--decoder-embed-dim", "int", None, "model.d_model, model.decoder_embedding_dim", _ONE_WIDTH
+    ),
     becomes("--encoder-ffn-embed-dim", "int", 2048, "model.ffn_dim", _ONE_FOR_BOTH),
     becomes("--decoder-ffn-embed-dim", "int", None, "model.ffn_dim", _ONE_FOR_BOTH),
     becomes("--encoder-layers", "int", 6, "model.encoder_layers"),
@@ -106,6 +112,18 @@ MODEL_FLAGS: tuple[Flag, ...] = (
             "model.encoder_mixer.weight_dropout, model.decoder_mixer.weight_dropout"),
     becomes("--input-dropout", "float", 0.1,
             "model.encoder_mixer.input_dropout, model.decoder_mixer.input_dropout"),
+    # LSTM models
+    becomes("--encoder-hidden-size", "int", None, "model.encoder_hidden_dim"),
+    becomes("--decoder-hidden-size", "int", None, "model.decoder_hidden_dim"),
+    becomes("--decoder-out-embed-dim", "int", 512, "model.output_dim"),
+    becomes("--encoder-bidirectional", "switch", False, "model.bidirectional"),
+    becomes("--decoder-attention", "text", "1", "model.attention"),
+    becomes("--encoder-dropout-in", "float", None, "model.encoder_dropout_in"),
+    becomes("--encoder-dropout-out", "float", None, "model.encoder_dropout_out"),
+    becomes("--decoder-dropout-in", "float", None, "model.decoder_dropout_in"),
+    becomes("--decoder-dropout-out", "float", None, "model.decoder_dropout_out"),
+    refused("--encoder-freeze-embed", "switch", False, _FROZEN),
+    refused("--decoder-freeze-embed", "switch", False, _FROZEN),
     # experts
     becomes("--deepspeed_moe", "text", "", "model.moe.placement"),
     copied("--num-experts", "int", 1, "model.moe.num_experts"),

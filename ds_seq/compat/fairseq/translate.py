@@ -13,6 +13,7 @@ from ds_seq.compat.fairseq.criterion import CriterionReader
 from ds_seq.compat.fairseq.data import Sides, data_section, find_sides
 from ds_seq.compat.fairseq.flag import changes
 from ds_seq.compat.fairseq.model import model_section
+from ds_seq.compat.fairseq.recurrent import is_lstm, lstm_section, refuse_lstm_flags
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.compat.fairseq.schedule import optimizer_section, scheduler_section
 from ds_seq.compat.fairseq.training import TrainReader
@@ -87,7 +88,7 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
         "name": name,
         **_run_dir(given),
         "data": data_section(given, name, sides, refusals, notes),
-        "model": model_section(given, refusals),
+        "model": _model(given, refusals),
         "criterion": criterion.section(),
         "optimizer": optimizer_section(given, refusals, notes),
         "scheduler": scheduler_section(given, refusals, notes),
@@ -111,6 +112,13 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
         sides,
         _flags_by_option(given),
     )
+
+
+def _model(given: Given, refusals: Refusals) -> dict[str, Any]:
+    if is_lstm(given):
+        return lstm_section(given, refusals)
+    refuse_lstm_flags(given, refusals)
+    return model_section(given, refusals)
 
 
 def _check_task(given: Given, refusals: Refusals) -> None:

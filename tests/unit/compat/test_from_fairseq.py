@@ -15,7 +15,8 @@ from ds_seq.compat.fairseq.command import BY_DEST, BY_NAME, FLAGS, Given, read_c
 from ds_seq.compat.fairseq.page import flags_page
 from ds_seq.compat.fairseq.translate import Translation, translate
 from ds_seq.config.load import load_experiment, read_experiment
-from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model import RecurrentConfig, TransformerConfig
+from ds_seq.config.model.recurrent import RECURRENT_PRESETS
 from ds_seq.config.schema import sections
 from ds_seq.errors import UserError
 from ds_seq.names import STACKS
@@ -232,9 +233,27 @@ def test_files_are_written_and_accepted(
 
 
 def test_all_architectures_are_valid_models(data: Path) -> None:
-    for arch in ARCHITECTURES:
+    for arch in (name for name in ARCHITECTURES if name not in RECURRENT_PRESETS):
         more = ["--deepspeed_moe", "enc,dec", "--num-experts", "2"] * ("moe" in arch)
         assert model_of(*more, data=data, arch=arch)["d_model"] in (64, 512, 1024, 1536)
+
+
+@pytest.mark.parametrize("arch", sorted(RECURRENT_PRESETS))
+def test_lstm_models_are_those_of_the_flags(arch: str, data: Path) -> None:
+    read = RecurrentConfig(**model_of(data=data, arch=arch))
+    ours = RecurrentConfig(name="recurrent", preset=arch, share_embeddings="none", output_bias=True)
+    assert read.num_params(1000) == ours.num_params(1000)
+    for stack in STACKS:
+        for place in ("in", "out"):
+            assert read.dropout_of(stack, place) == ours.dropout_of(stack, place)
+    more = ["--encoder-bidirectional", "--encoder-hidden-size", "64", "--decoder-attention", "0"]
+    other = model_of(*more, "--share-decoder-input-output-embed", data=data, arch=arch)
+    assert (other["bidirectional"], other["encoder_hidden_dim"]) == (True, 64)
+    assert (other["attention"], other["share_embeddings"]) == (False, "decoder")
+    with pytest.raises(UserError, match="--decoder-attention maybe: give 1 or 0"):
+        model_of("--decoder-attention", "maybe", data=data, arch=arch)
+    with pytest.raises(UserError, match="--encoder-hidden-size: belongs to --arch lstm"):
+        model_of("--encoder-hidden-size", "64", data=data)
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds_seq.compat.fairseq.recurrent import NUMBERS
 from ds_seq.config.model.recurrent import RECURRENT_PRESETS
 from ds_seq.errors import UserError
 from ds_seq.names import LSTM_PARAMETERS
@@ -22,21 +23,6 @@ RECURRENT = tuple(RECURRENT_PRESETS)
 """The architectures of fairseq."""
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _VERSIONS = ("encoder.version", "decoder.version")
-_NUMBERS = {
-    "encoder_embed_dim": "encoder_embedding_dim",
-    "decoder_embed_dim": "decoder_embedding_dim",
-    "encoder_hidden_size": "encoder_hidden_dim",
-    "decoder_hidden_size": "decoder_hidden_dim",
-    "decoder_out_embed_dim": "output_dim",
-    "encoder_layers": "encoder_layers",
-    "decoder_layers": "decoder_layers",
-    "dropout": "dropout",
-    "encoder_dropout_in": "encoder_dropout_in",
-    "encoder_dropout_out": "encoder_dropout_out",
-    "decoder_dropout_in": "decoder_dropout_in",
-    "decoder_dropout_out": "decoder_dropout_out",
-}
-"""Arguments of fairseq and fields of the section."""
 
 
 def recurrent_section(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -50,7 +36,7 @@ def recurrent_section(arguments: Mapping[str, Any], path: Path) -> dict[str, Any
         UserError: an argument is missing, or no model of ds_seq is like it.
     """
     section: dict[str, Any] = {"name": "recurrent"}
-    for theirs, ours in _NUMBERS.items():
+    for theirs, ours in NUMBERS.items():
         value = arguments.get(theirs)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(
