@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     student = student_of(run, config, layers, sample, device)
     student.model.to(DTYPES[options.dtype])
     path = write_export(student.model, config, run.tokenizers, options.out, student.notes)
-    for stack in STACKS:
+    for stack in run.model_config.stacks:
         of_depth = f"of {run.model_config.layers_of(stack)}"
         print(f"{stack:10}  layers {' '.join(map(str, layers.of(stack)))}  {of_depth}")
     for name, values in student.shares.items():
@@ -103,8 +103,16 @@ def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
             "there is nothing to shrink: give --encoder-layers, --decoder-layers or a list of "
             "layers (--encoder-copy, --decoder-copy), or merge experts with --dense"
         )
-    chosen = []
+    chosen: list[list[int]] = []
     for stack in STACKS:
+        if stack not in model.stacks:
+            if depths[stack] is not None or lists[stack] is not None:
+                raise UserError(
+                    f"--{stack}-layers, --{stack}-copy: a model {model.name} has no {stack}; leave "
+                    "them out"
+                )
+            chosen.append([])
+            continue
         depth, text, limit = depths[stack], lists[stack], model.layers_of(stack)
         given = limit if depth is None else depth
         if not 1 <= given <= limit:
@@ -149,6 +157,11 @@ def _sample(options: argparse.Namespace, stored: StoredRun | LoadedRun) -> Sampl
         if options.data is not None:
             raise UserError("--data: only used with --dense; give both or neither")
         return None
+    if len(stored.model_config.stacks) == 1:
+        raise UserError(
+            "--dense: the use of experts is measured on pairs, which a model "
+            f"{stored.model_config.name} does not read; keep the experts"
+        )
     check_has_experts(stored, options.run, "--dense")
     if options.data is None:
         raise UserError("--dense: needs text to measure the use of experts; add --data SHARDS")

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ds_seq.config.criterion import ModelAndBaseConfig
+from ds_seq.config.base import ExternalConfig
+from ds_seq.config.criterion import (
+    CrossEntropyConfig,
+    HardEmConfig,
+    MinimumRiskConfig,
+    ModelAndBaseConfig,
+)
 from ds_seq.config.distillation import DistillationConfig
+from ds_seq.config.task import LanguageModelingConfig, MaskedLanguageModelingConfig
 from ds_seq.names import BASE
 from ds_seq.plugins import nearest
 
@@ -59,6 +66,42 @@ def _imitation_errors(
     if criterion.hidden is not None and config.model.state_width is None:
         message = f"model.name {config.model.name} returns no hidden states; use null"
         errors.append((f"{where}.hidden", message))
+    return errors
+
+
+def pair_errors(config: ExperimentConfig) -> Errors:
+    """Return what of the criterion needs pairs if the task reads single texts."""
+    (where, criterion), task = config.base_criterion, config.task
+    if not isinstance(task, LanguageModelingConfig | MaskedLanguageModelingConfig):
+        return []
+    if isinstance(criterion, MinimumRiskConfig | HardEmConfig):
+        message = f"{criterion.name} needs the sources of an encoder-decoder, which task "
+        return [(f"{where}.name", f"{message}{task.name} does not have; use cross_entropy")]
+    if not isinstance(criterion, DistillationConfig):
+        return []
+    sections = {"hidden": criterion.hidden, "attention": criterion.attention}
+    message = f"compares layers of encoder-decoders, and task {task.name} has none; use null"
+    return [(f"{where}.{key}", message) for key, section in sections.items() if section is not None]
+
+
+def adaptive_errors(config: ExperimentConfig) -> Errors:
+    """Return what does not fit adaptive softmax: its bands, and losses of all scores."""
+    (where, criterion), adaptive = config.base_criterion, config.model.adaptive_bands
+    if adaptive is None:
+        return []
+    errors, size = [], config.data.vocab.target_side.size
+    if adaptive.cutoffs[-1] >= size:
+        message = f"{adaptive.cutoffs[-1]} is not below data.vocab.size {size}; use smaller cutoffs"
+        errors.append(("model.adaptive.cutoffs", message))
+    needs = "needs the scores of all tokens, which adaptive softmax (model.adaptive) does not "
+    needs += "compute in training"
+    if isinstance(criterion, CrossEntropyConfig):
+        for field in ("label_smoothing", "r_drop"):
+            value = getattr(criterion, field)
+            if value:
+                errors.append((f"{where}.{field}", f"{value} {needs}; use 0"))
+    elif not isinstance(criterion, ExternalConfig):
+        errors.append((f"{where}.name", f"{criterion.name} {needs}; use cross_entropy"))
     return errors
 
 

@@ -142,6 +142,11 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "decoder-conv-dim encoder-glu decoder-glu weight-softmax weight-dropout input-dropout"),
         Row("model.embedding_dim", "encoder-factorized-embed-dim decoder-factorized-embed-dim", "",
             "", "lemma-dim-emb", "embedding_size"),
+        Row("model.adaptive: {cutoffs: [...], factor: ..., input: ..., tie_projections: ..., "
+            "softmax_dropout: ...}", "adaptive-input adaptive-input-cutoff adaptive-input-factor "
+            "adaptive-softmax-cutoff adaptive-softmax-factor adaptive-softmax-dropout "
+            "tie-adaptive-weights tie-adaptive-proj", "cutoffs div_val"),
+        Row("model.final_norm (of decoder_only)", "no-decoder-final-norm"),
         Row("model.embedding_scale", "no-scale-embedding", "scale_embedding"),
         Row("model.embedding_norm", "layernorm-embedding", "", "", "", "normalize_embedding"),
         Row("model.max_positions", "max-source-positions max-target-positions",

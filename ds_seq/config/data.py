@@ -56,6 +56,11 @@ class FairseqConfig(Config):
     )
 
 
+_OF_PAIRS = (
+    *("tag", "target_tag", "join", "modify", "alignments", "languages"),
+    "back_translate",
+)
+"""Options of a corpus that text of one side cannot have."""
 _CLEAN_OF_TEXT = {"max_words": 1_000_000, "drop_identical": False, "drop_duplicates": False}
 """Defaults of `clean` for text of one side, whose lines belong together."""
 
@@ -194,7 +199,7 @@ class DataConfig(Config):
         if self.mixing.language_tags:
             yield "mixing.language_tags", "stand before sources, and text of one side has none"
         for name, corpus in self.corpora.items():
-            for key in ("tag", "target_tag", "join", "modify", "alignments", "languages"):
+            for key in _OF_PAIRS:
                 if getattr(corpus, key):
                     yield f"corpora.{name}.{key}", "is a matter of pairs, not of text of one side"
 

@@ -19,8 +19,10 @@ from ds_seq.config.criterion import (
     ModelAndBaseConfig,
 )
 from ds_seq.config.criterion_checks import (
+    adaptive_errors,
     distillation_errors,
     mixture_errors,
+    pair_errors,
     weight_errors,
 )
 from ds_seq.config.data import DataConfig
@@ -130,6 +132,8 @@ class ExperimentConfig(Config):
             ({"scheduler", "train"}, self._schedule_errors),
             ({"criterion", "model", "data"}, partial(distillation_errors, self)),
             ({"criterion", "model"}, partial(weight_errors, self)),
+            ({"criterion", "task"}, partial(pair_errors, self)),
+            ({"criterion", "model", "data"}, partial(adaptive_errors, self)),
             ({"criterion", "data", "generation"}, partial(mixture_errors, self)),
             ({"train", "model"}, self._adapter_errors),
             ({"model", "data"}, self._adapter_tag_errors),

@@ -68,9 +68,9 @@ def without_experts(data: dict[str, Any]) -> None:
 
 def _model_fields(model: TransformerFields, layers: CopiedLayers) -> dict[str, Any]:
     """Return the fields of a model that depend on its layers."""
-    fields: dict[str, Any] = {f"{stack}_layers": len(layers.of(stack)) for stack in STACKS}
+    fields: dict[str, Any] = {f"{stack}_layers": len(layers.of(stack)) for stack in model.stacks}
     fields["moe"] = _moe_section(model, layers)
-    for stack in STACKS:
+    for stack in model.stacks:
         convolution = model.convolution_of(stack)
         if convolution is not None:
             sizes = convolution.sizes(model.layers_of(stack))
@@ -92,7 +92,7 @@ def _moe_section(model: TransformerFields, layers: CopiedLayers) -> dict[str, An
         return None
     places: dict[str, list[int]] = {}
     counts = []
-    for stack in STACKS:
+    for stack in model.stacks:
         experts = [model.experts_in(stack, layer) for layer in layers.of(stack)]
         places[stack] = [index for index, count in enumerate(experts) if count]
         counts += [count for count in experts if count]

@@ -6,7 +6,8 @@ second time (activation checkpointing) and padding do not count. Of experts, tho
 chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given. In
 dilated attention, texts count as one segment where segments are as long as `max_positions`, and as
 many whole ones where they are shorter. Of a convolution, the tokens under a kernel count, not the
-zeros of its bands.
+zeros of its bands. How many tokens are in each band of adaptive embeddings is estimated by Zipf's
+law.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """
@@ -75,8 +76,11 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
     if heads["cross"]:
         moved += model.calls_of("decoder") * _changes_of_source(model)
     factor = 0 if model.embedding_dim is None else model.embedding_dim * d
-    output = vocab_size * d
-    if factor and model.shares_output:
+    output: float = vocab_size * d
+    if model.adaptive_bands is not None:
+        read, scored = model.adaptive_bands.expected_weights(d, vocab_size)
+        output = read + scored
+    elif factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
     return Flops(
         2 * (own["encoder"] + (factor if "encoder" in model.stacks else 0) + moved),

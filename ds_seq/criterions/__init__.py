@@ -164,6 +164,7 @@ def build_criterion(
     teacher: Teacher | None,
     user_symbol_ids: Collection[int] = (),
     generation: Generation | None = None,
+    scores_labels: bool = False,
 ) -> Criterion:
     """Build the criterion that `config.name` names, ours or `package.module:Name`.
 
@@ -172,7 +173,16 @@ def build_criterion(
         teacher: teacher for distillation; other criterions ignore it.
         user_symbol_ids: ids of the language tags with which a source may start.
         generation: search and vocabulary of the run, for `minimum_risk` and `hard_em`.
+        scores_labels: whether the model computes the probabilities of labels alone (adaptive
+            softmax), which suffices for cross entropy without smoothing.
     """
+    if scores_labels and isinstance(config, CrossEntropyConfig):
+        from ds_seq.criterions.label_loss import LabelLoss  # only where it is used
+
+        return LabelLoss()
+    if scores_labels and isinstance(config, ModelAndBaseConfig):
+        base = build_criterion(config.base, teacher, user_symbol_ids, generation, scores_labels)
+        return ModelAndBase(base, config.loss_weights, ROUTER_LOSSES)
     make = find_plugin("criterion", config.name, CRITERIONS)
     if isinstance(config, ExternalConfig):
         made = make(**config.options)  # type: ignore[call-arg]

@@ -30,6 +30,8 @@ class TextInputs(NamedTuple):
     """Number of scored positions; known in advance to avoid a device synchronization."""
     num_tokens: int | None = None
     """Number of real tokens for the same reason, or None."""
+    labels: Tensor | None = None
+    """(N,) int64 correct tokens of the scored positions, for `ModelOutput.label_log_probs`."""
 
 
 class MaskedInputs(TextInputs):

@@ -42,6 +42,7 @@ class Student:
         attention: teacher layers whose attention maps the student imitates, or None.
         projects: whether hidden states are mapped to the width of the teacher.
         attention_kinds: kinds of the attention maps that it imitates.
+        limits: options that set `max_length`, for messages.
     """
 
     model: ModelConfig
@@ -51,6 +52,7 @@ class Student:
     attention: MatchedLayers | None = None
     projects: bool = False
     attention_kinds: Sequence[AttentionKind] = ()
+    limits: Sequence[str] = ("data.max_source_length", "data.max_target_length")
 
 
 @dataclass(frozen=True)
@@ -268,9 +270,8 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
     """Check that the teacher translates the same and has the layers to imitate."""
     if (longest := run.card.max_positions) < student.max_length:
         raise UserError(
-            f"teacher {name}: reads {longest} tokens, but sentences may have "
-            f"{student.max_length}; lower data.max_source_length and data.max_target_length to "
-            f"{longest}"
+            f"teacher {name}: reads {longest} tokens, but examples may have {student.max_length}; "
+            f"lower {' and '.join(student.limits)} to {longest}"
         )
     if not run.card.can_read(student.languages):
         raise UserError(

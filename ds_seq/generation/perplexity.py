@@ -152,7 +152,9 @@ def _sums(
 
 
 def _nll(model: nn.Module, batch: Batch[TextInputs]) -> Tensor:
-    output = model(batch.inputs)
+    output = model(batch.inputs._replace(labels=batch.real_labels))
+    if output.label_log_probs is not None:
+        return -output.label_log_probs.sum()
     return smoothed_cross_entropy(output.logits, batch.real_labels, 0.0, "torch")[1]
 
 

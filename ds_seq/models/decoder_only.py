@@ -27,6 +27,7 @@ from ds_seq.names import Capture
 
 if TYPE_CHECKING:
     from ds_seq.modules.adapter import AdapterChoice
+    from ds_seq.modules.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 
 
 class DecoderOnlyTransformer(nn.Module):
@@ -35,7 +36,8 @@ class DecoderOnlyTransformer(nn.Module):
     Args:
         decoder: stack that transforms embedded tokens; each sees itself and those before it.
         target_embedding: embedding of tokens.
-        output: projection to the vocabulary (D -> V); None to use the embedding (tied).
+        output: projection to the vocabulary (D -> V), or adaptive softmax, whose logits are
+            log-probabilities; None to use the embedding (tied).
         max_positions: longest text that the model is meant for, in tokens.
 
     Attributes:
@@ -45,8 +47,8 @@ class DecoderOnlyTransformer(nn.Module):
     def __init__(
         self,
         decoder: Stack,
-        target_embedding: TokenEmbedding,
-        output: nn.Linear | None,
+        target_embedding: TokenEmbedding | AdaptiveEmbedding,
+        output: nn.Linear | AdaptiveSoftmax | None,
         max_positions: int,
     ) -> None:
         super().__init__()
@@ -55,6 +57,7 @@ class DecoderOnlyTransformer(nn.Module):
         self.output = output
         self.max_positions = max_positions
         self.adapters: AdapterChoice | None = None
+        self._is_adaptive = output is not None and not isinstance(output, nn.Linear)
 
     def forward(self, inputs: TextInputs, capture: Capture = "none") -> ModelOutput:
         """Score each token of a text given those before it.
@@ -66,7 +69,8 @@ class DecoderOnlyTransformer(nn.Module):
 
         Returns:
             Logits (N, V) of the scored rows in row-major order, losses and statistics of sparse
-            layers, and the captured outputs of the layers.
+            layers, and the captured outputs of the layers. Adaptive softmax that is given labels
+            returns their log-probabilities (N,) instead of logits.
         """
         tokens = inputs.tokens
         scored = real_rows(inputs.target_mask, inputs.num_targets)
@@ -83,11 +87,16 @@ class DecoderOnlyTransformer(nn.Module):
         if capture != "none":
             maps = layer_maps(result, "self_attention")
             layers = LayerOutputs((), result.states, decoder_attention=maps)
+        logits = labels = None
+        if self._is_adaptive and inputs.labels is not None:
+            labels = self._project(hidden, inputs.labels)
+            logits = labels.new_empty(len(labels), 0)
         return ModelOutput(
-            self._project(hidden),
+            self._project(hidden) if logits is None else logits,
             sum_losses(layer.losses for layer in result.aux),
             [layer.stats for layer in result.aux],
             layers,
+            labels,
         )
 
     def encode(self, source: Tensor, source_mask: Tensor) -> EncoderOutput:
@@ -124,10 +133,12 @@ class DecoderOnlyTransformer(nn.Module):
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""
         return self.decoder.moe_calls()
 
-    def _project(self, hidden: Tensor) -> Tensor:
+    def _project(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         logits: Tensor
         if self.output is None:
             logits = self.target_embedding(hidden, project=True)
+        elif self._is_adaptive:
+            logits = self.output(hidden, self.target_embedding, labels)
         else:
             logits = self.output(hidden)
         return logits

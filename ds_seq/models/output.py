@@ -82,10 +82,14 @@ class ModelOutput(NamedTuple):
     """Scores of the target, and the losses and statistics of a sparse model's routers."""
 
     logits: Tensor
-    """(N, V): one row per real label, in row-major order; see `ds_seq.data.batch.Batch.mask`."""
+    """(N, V): one row per real label, in row-major order; see `ds_seq.data.batch.Batch.mask`. With
+    `label_log_probs`, (N, 0)."""
     router_losses: dict[str, Tensor]
     """Scalar fp32 losses by name, summed over MoE layers; empty for a dense model."""
     moe_stats: list[RoutingStats]
     """One per call of an MoE layer, encoder first; empty for a dense model."""
     layers: LayerOutputs | None = None
     """Hidden states and attention maps, if requested by `Capture`."""
+    label_log_probs: Tensor | None = None
+    """(N,) float32 log-probabilities of the correct tokens alone, from a model with adaptive
+    softmax that was given `TextInputs.labels`."""

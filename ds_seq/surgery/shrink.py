@@ -17,11 +17,15 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.config.model.union import with_layers
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
+from ds_seq.models.decoder_only import DecoderOnlyTransformer
+from ds_seq.models.encoder_only import EncoderOnlyTransformer
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.modules.feed_forward import FeedForward
-from ds_seq.names import LAYER_NAME, STACKS, Stack
+from ds_seq.names import LAYER_NAME, Stack
 from ds_seq.text.tokenizer import VocabSizes
 from ds_seq.weights.fill import model_tensors
+
+_WITH_LAYERS = (Seq2SeqTransformer, DecoderOnlyTransformer, EncoderOnlyTransformer)
 
 
 def student_config(
@@ -54,14 +58,14 @@ def _dense_width(model: ModelConfig, layers: CopiedLayers) -> int:
     """Return the inner width of all feed-forwards of a model in which all layers are dense."""
     assert model.moe is not None
     ffn_dim = model.inner_width(model.ffn_dim)
-    sparse = {stack: set(model.moe_layers(stack)) for stack in STACKS}
-    is_merged = {layer in sparse[stack] for stack in STACKS for layer in layers.of(stack)}
+    sparse = {stack: set(model.moe_layers(stack)) for stack in model.stacks}
+    is_merged = {layer in sparse[stack] for stack in model.stacks for layer in layers.of(stack)}
     expert = model.moe.ffn_dim or model.ffn_dim
     merged = model.inner_width(expert)
     if model.moe.shared_experts:  # one feed-forward of their total width
         merged += model.inner_width(model.moe.shared_experts * expert)
     if is_merged == {True, False} and merged != ffn_dim:
-        places = ", ".join(f"{stack} {sorted(sparse[stack])}" for stack in STACKS)
+        places = ", ".join(f"{stack} {sorted(sparse[stack])}" for stack in model.stacks)
         raise UserError(
             f"model.moe: merged, a layer with experts becomes {merged} wide, the others are "
             f"{ffn_dim} (model.ffn_dim); keep the experts, or make a student of the layers with "
@@ -93,7 +97,7 @@ def make_student(
     Raises:
         UserError: the teacher is an external model, or `config` has other tensors.
     """
-    if not isinstance(teacher, Seq2SeqTransformer):
+    if not isinstance(teacher, _WITH_LAYERS):
         raise UserError(
             f"model.name {config.model.name}: make-student does not know where the layers of "
             f"{type(teacher).__name__} are; only a Transformer of ds_seq can be shrunk"

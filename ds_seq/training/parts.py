@@ -103,7 +103,8 @@ def criterion_of(
         dataset: the training examples.
     """
     tags = sorted(task.tokenizers.source.tag_ids)
-    criterion = build_criterion(config.criterion, teacher, tags, _generation_of(config, task))
+    generation, is_adaptive = _generation_of(config, task), config.model.adaptive_bands is not None
+    criterion = build_criterion(config.criterion, teacher, tags, generation, is_adaptive)
     if all(corpus.back_translate is None for corpus in config.data.corpora.values()):
         return criterion
     # only where it is used

@@ -21,6 +21,7 @@ distributed.import_deepspeed()
 from ds_seq.config.changes import TEACHER, settings
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.notes import notes
+from ds_seq.config.sides import longest_examples
 from ds_seq.config.world import on_world
 from ds_seq.criterions import Teacher
 from ds_seq.data.batch import ParallelDataset
@@ -209,8 +210,8 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
     criterion, data = config.distillation, config.data
     if criterion is None:
         return None
-    max_length = max(data.max_source_length, data.max_target_length)
-    student = Student(config.model, max_length, (data.source_lang, data.target_lang))
+    limits = longest_examples(config.task, data)
+    student = Student(config.model, max(limits.values()), data.languages, limits=tuple(limits))
     return build_teacher(criterion, task.tokenizers.fingerprint, world.device, student)
 
 

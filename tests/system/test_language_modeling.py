@@ -26,6 +26,7 @@ task: {{name: language_modeling, block_tokens: 12, context_window: 4}}
 model:
   {{name: decoder_only, d_model: 16, ffn_dim: 32, num_heads: 2, decoder_layers: 2,
     max_positions: 24, dropout: 0.0,
+    adaptive: {{cutoffs: [20, 40], factor: 2, tie_projections: true}},
     moe: {{num_experts: 2, capacity_factor: null}}}}
 criterion: {{name: cross_entropy, label_smoothing: 0.0}}
 train:
@@ -135,6 +136,41 @@ def test_lstm_layers_resume_on_another_layout_and_continue_prompts(
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (['criterion={"name": "minimum_risk"}'], "criterion.name: minimum_risk needs the sources"),
+        (
+            ['criterion={"name": "distillation", "teacher": "run", "hidden": {}}'],
+            "criterion.hidden: compares layers of encoder-decoders",
+        ),
+        (
+            ['data.corpora.news={"text": "news.txt", "back_translate": {}}'],
+            "data.corpora.news.back_translate: is a matter of pairs",
+        ),
+    ],
+)
+def test_what_needs_pairs_is_refused(
+    lab: Path, capsys: Capture, changes: list[str], message: str
+) -> None:
+    assert main(["check", str(lab / "x.yaml"), "model.adaptive=null", *changes]) == 2
+    error = capsys.readouterr().err
+    (line,) = [line for line in error.splitlines() if line.startswith("ds-seq: error:")]
+    assert message in line
+
+
+def test_a_student_has_some_of_the_layers_and_learns(lab: Path, capsys: Capture) -> None:
+    command = ["make-student", str(lab / "run"), "--out", str(lab / "student")]
+    assert main([*command, "--encoder-layers", "1"]) == 2
+    assert "a model decoder_only has no encoder" in capsys.readouterr().err
+    assert main([*command, "--decoder-layers", "1"]) == 0
+    layout = (f"run_dir={lab}/tuned", "train.max_updates=1")
+    (done,) = train(lab / "student" / "config.yaml", *layout)
+    done.check()
+    (line,) = records(lab / "tuned", "train")
+    assert line["loss"] > 0
+
+
+@pytest.mark.parametrize(
     ("command", "message"),
     [
         (["generate", "RUN", "--input", "LONG"], "LONG: line 1: has "),
@@ -164,3 +200,49 @@ def test_mistakes_get_one_line(
     error = capsys.readouterr().err
     (line,) = [line for line in error.splitlines() if line.startswith("ds-seq: error:")]
     assert message.removeprefix("LONG: ") in line
+
+
+_LAYOUTS = {
+    "ZeRO 2": ["train.deepspeed=configs/ds_config/zero2.json"],
+    "ZeRO 3": ["train.deepspeed=configs/ds_config/zero3.json"],
+    "expert parallelism": ["train.expert_parallel=2"],
+    "bf16": ["train.precision=bf16"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", _LAYOUTS)
+def test_layouts_learn_the_same(lab: Path, layout: str) -> None:
+    run = lab / layout.replace(" ", "-")
+    changes = [*_LAYOUTS[layout], "train.accumulate=1", f"run_dir={run}"]
+    for done in train(lab / "x.yaml", *changes, ranks=2):
+        done.check()
+    expected, found = ([line["loss"] for line in records(r, "valid")] for r in (lab / "run", run))
+    tolerance = 2e-2 if layout == "bf16" else 2e-4
+    assert len(expected) == 2 and found == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.slow
+def test_a_dense_model_is_upcycled_taught_and_averaged(lab: Path, capsys: Capture) -> None:
+    dense, sparse = f"run_dir={lab}/small", f"run_dir={lab}/upcycled"
+    for done in train(lab / "x.yaml", dense, "model.moe=null", "model.adaptive=null", ranks=2):
+        done.check()
+    teacher = 'criterion={"name": "distillation", "teacher": "' + str(lab / "small") + '"}'
+    start = (
+        f"train.init_from={lab}/small",
+        "train.expert_parallel=2",
+        "model.adaptive=null",
+        teacher,
+    )
+    for done in train(lab / "x.yaml", sparse, *start, ranks=2):
+        done.check()
+    lines = records(lab / "upcycled", "train")
+    assert len(lines) == 4 and all(line["kd"] > 0 for line in lines)
+    out = lab / "average.safetensors"
+    assert main(["average", str(lab / "upcycled"), "--last", "2", "--out", str(out)]) == 0
+    capsys.readouterr()
+    found = []
+    for run in (out, lab / "upcycled"):
+        assert main(["perplexity", str(run), "--input", str(lab / "valid.txt"), "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert found[0] != found[1] and found[0] == pytest.approx(found[1], rel=0.2)

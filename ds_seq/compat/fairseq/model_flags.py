@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ds_seq.compat.fairseq.flag import Flag, becomes, copied, idle, refused
 
-_ADAPTIVE = "adaptive input and softmax are not supported; leave it out"
+_ADAPTIVE = "adaptive input and softmax belong to language models (model.adaptive); leave it out"
 _FROZEN = "embeddings that are not trained are not supported; leave it out"
 _QUANT = "quantization noise is not supported; leave it out"
 _TWO_WIDTHS = "the stacks have one width, and the output is as wide"

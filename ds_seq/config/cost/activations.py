@@ -65,7 +65,10 @@ def activations(
     width, tokens = device.width, batch.tokens
     layers = tuple(layer for stack in model.stacks for layer in count.layers(stack))
     rest = sum(count.ends(stack) for stack in model.stacks)
-    return Activations(layers, rest, tokens * vocab_size * width, tokens * model.d_model * width)
+    scores: float = vocab_size * width
+    if model.adaptive_bands is not None:  # of which log-probabilities are kept
+        scores = model.adaptive_bands.expected_scores(vocab_size) * _FLOAT
+    return Activations(layers, rest, tokens * scores, tokens * model.d_model * width)
 
 
 class _Counter:
@@ -108,7 +111,7 @@ class _Counter:
         kept = _INDEX + d * w + self._mask(d, model.dropout)
         if model.embedding_norm:
             kept += d * w + self._statistics(1)
-        if model.normalizes_first:
+        if model.has_final_norm:
             kept += d * w + self._statistics(1)
         if model.sets_of(stack) > 1:  # places of tokens, in a decoder those of the source, too
             kept += 2 * _INDEX if stack == "encoder" else 4 * _INDEX - d * w

@@ -128,6 +128,8 @@ def parameters(
     """
     vocab = config.data.vocab.target_side.size
     table = vocab * (model.embedding_dim or model.d_model)
+    if model.adaptive_bands is not None:
+        table = max(model.adaptive_bands.matrices(model.d_model, vocab, model.shares_output))
     dense = size.total - size.experts
     return Parameters(
         dense,
@@ -149,6 +151,8 @@ def _small(config: ExperimentConfig, model: TransformerConfig, dense: int, limit
     tables = inputs if model.shares_output else [*inputs, tables[0]]
     width = model.embedding_dim or d
     matrices = [size * width for size in tables]
+    if model.adaptive_bands is not None:
+        matrices = model.adaptive_bands.matrices(d, vocab.target_side.size, model.shares_output)
     for stack in model.stacks:
         for layer, num_experts in enumerate(model.expert_counts(stack)):
             matrices += _mixer_matrices(model, stack, layer)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ds_seq.config.model.adaptive import AdaptiveConfig
 from ds_seq.config.model.lm_presets import LM_PRESETS
 from ds_seq.config.model.mixer import AttentionMixerConfig
 from ds_seq.config.model.transformer import TransformerConfig
@@ -64,12 +65,57 @@ class DecoderOnlyConfig(OneStackConfig):
     name: Literal["decoder_only"] = Field(  # type: ignore[assignment]
         description="Selects this model."
     )
+    adaptive: AdaptiveConfig | None = Field(
+        default=None,
+        description="Adaptive input and softmax: narrower embeddings of rarer tokens.",
+    )
+    final_norm: bool = Field(
+        default=True,
+        description="With `norm_position` `pre` or `subln`, whether a norm follows the last layer.",
+    )
     preset: str | None = Field(
         default=None,
         description="Named sizes for fields that are not given: "
         + ", ".join(f"`{name}`" for name in LM_PRESETS)
         + ".",
     )
+
+    @property
+    def adaptive_bands(self) -> AdaptiveConfig | None:
+        """See `ModelSection`."""
+        return self.adaptive
+
+    @property
+    def has_final_norm(self) -> bool:
+        """See `ResidualFields`."""
+        return super().has_final_norm and self.final_norm
+
+    def residual_errors(self) -> list[tuple[str, str]]:
+        """See `ResidualFields`."""
+        if self.final_norm or self.normalizes_first:
+            return super().residual_errors()
+        message = f"false applies to norm_position pre and subln, not to {self.norm_position}"
+        return [*super().residual_errors(), ("final_norm", f"{message}; leave it out")]
+
+    def embedding_params(self, d_model: int, vocab_size: int, source_vocab_size: int) -> int:
+        """See `EmbeddingFields`."""
+        if self.adaptive is None:
+            return super().embedding_params(d_model, vocab_size, source_vocab_size)
+        given = self.adaptive.input_params(d_model, vocab_size)
+        return given + self.adaptive.output_params(d_model, vocab_size, self.shares_output)
+
+    def embedding_errors(self, d_model: int) -> list[tuple[str, str]]:
+        """See `EmbeddingFields`."""
+        if self.adaptive is None:
+            return super().embedding_errors(d_model)
+        errors = list(self.adaptive.errors(d_model, self.share_embeddings))
+        if self.embedding_dim is not None:
+            message = "cannot go with adaptive, whose bands have widths of their own; use null"
+            errors.append(("embedding_dim", message))
+        if self.output_bias:
+            message = "cannot go with adaptive, whose scores have no biases; use false"
+            errors.append(("output_bias", message))
+        return errors
 
     @model_validator(mode="before")
     @classmethod

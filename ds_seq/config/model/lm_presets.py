@@ -1,6 +1,7 @@
 """Named sizes of language models: fairseq's architectures `transformer_NAME`, field by field.
 
-Those with adaptive embeddings are not among them.
+Of those with adaptive embeddings, `transformer_lm_wiki103` has them here, too; `transformer_lm_gbw`
+leaves them to further flags there, and to `model.adaptive` here.
 """
 
 from __future__ import annotations
@@ -33,6 +34,18 @@ _GPT3 = {
 LM_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "lm": _lm(512, 6, 8),
     "lm_big": _lm(1024, 12, 16),
+    "lm_wiki103": _lm(
+        1024,
+        16,
+        8,
+        dropout=0.3,
+        attention_dropout=0.1,
+        activation_dropout=0.1,
+        final_norm=False,
+        share_embeddings="all",
+        adaptive={"cutoffs": [20_000, 60_000], "tie_projections": True, "softmax_dropout": 0.2},
+    ),
+    "lm_gbw": {**_lm(512, 12, 16, attention_dropout=0.1, final_norm=False), "ffn_dim": 4096},
     "lm_gpt": _lm(768, 12, 12, **_GPT2),
     "lm_gpt2_tiny": {**_lm(64, 2, 1, **_GPT2), "ffn_dim": 64},
     "lm_gpt2_small": _lm(1024, 24, 16, **_GPT2),

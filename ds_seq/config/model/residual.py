@@ -43,6 +43,11 @@ class ResidualFields(Config):
         return self.norm_position in ("pre", "subln")
 
     @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm follows the last layer: with `post`, its output is already normalized."""
+        return self.normalizes_first
+
+    @property
     def has_inner_norms(self) -> bool:
         """Whether there are norms within self-attention and feed-forwards."""
         return self.norm_position == "subln"
@@ -69,6 +74,5 @@ class ResidualFields(Config):
             num_sublayers: number of sub-layers in all layers; each has one norm.
             norm_params: number of parameters of one norm.
         """
-        # with `post`, the output of the last layer is already normalized
-        final = 1 if self.normalizes_first else 0
+        final = 1 if self.has_final_norm else 0
         return (num_sublayers + final) * norm_params

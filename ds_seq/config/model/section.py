@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from ds_seq.config.base import Config
+from ds_seq.config.model.adaptive import AdaptiveConfig
 from ds_seq.names import STACKS, AttentionKind, Stack
 
 
@@ -81,6 +82,11 @@ class ModelSection(Config):
     def calls_of(self, stack: Stack) -> int:
         """Return how many calls of layers a token passes through in `stack`."""
         return self.layers_of(stack)
+
+    @property
+    def adaptive_bands(self) -> AdaptiveConfig | None:
+        """Bands of the vocabulary with embeddings of different widths; None: there are none."""
+        return None
 
     @property
     @abstractmethod

@@ -76,9 +76,9 @@ def with_layers(model: ModelConfig, where: str = "model.name") -> TransformerFie
     Raises:
         UserError: the model is not made of Transformer layers.
     """
-    if isinstance(model, TransformerFields) and len(model.stacks) > 1:
+    if isinstance(model, TransformerFields):
         return model
     raise UserError(
-        f"{where}: {model.name} has no Transformer layers of two stacks to choose, copy or change; "
-        "only name: transformer has"
+        f"{where}: {model.name} has no Transformer layers to choose, copy or change; only "
+        "transformer, decoder_only and encoder_only have"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -65,11 +65,22 @@ def _build(
             )
             for index in range(cfg.layers_of(stack))
         ]
-        tables = make_tables(cfg, vocab_size, vocab_size, pad_id)
+        embedding, output = _make_ends(cfg, vocab_size, pad_id)
         made = make_stack(cfg, stack, layers)
-        model = kind(made, tables.target, tables.output, cfg.max_positions)
+        model = kind(made, embedding, output, cfg.max_positions)
     _finish(model, cfg, seed)
     return model
+
+
+def _make_ends(
+    cfg: DecoderOnlyConfig | EncoderOnlyConfig, vocab_size: int, pad_id: int
+) -> tuple[Any, Any]:
+    if cfg.adaptive_bands is None:
+        tables = make_tables(cfg, vocab_size, vocab_size, pad_id)
+        return tables.target, tables.output
+    from ds_seq.models.build.adaptive import make_adaptive  # only where it is used
+
+    return make_adaptive(cfg, cfg.adaptive_bands, vocab_size, pad_id)
 
 
 def _finish(model: ModelT, cfg: DecoderOnlyConfig | EncoderOnlyConfig, seed: int) -> None:

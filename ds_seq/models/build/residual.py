@@ -24,8 +24,8 @@ def make_residual(cfg: TransformerConfig, stack: Stack, index: int) -> Residual:
 
 
 def make_final_norm(cfg: TransformerConfig, stack: Stack) -> nn.Module | None:
-    """Make the final norm of a pre-norm stack; None for post-norm."""
-    return make_norm(cfg, sets=cfg.sets_of(stack)) if cfg.normalizes_first else None
+    """Make the norm after the last layer of a stack, if it has one."""
+    return make_norm(cfg, sets=cfg.sets_of(stack)) if cfg.has_final_norm else None
 
 
 @torch.no_grad()

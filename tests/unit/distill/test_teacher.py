@@ -212,7 +212,7 @@ def test_another_vocabulary_is_refused(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("more", "student", "message"),
     [
-        ({}, {"max_length": 21}, "reads 20 tokens, but sentences may have 21"),
+        ({}, {"max_length": 21}, "reads 20 tokens, but examples may have 21"),
         ({"hidden": {}}, {"d_model": 32}, "d_model 16, the student 32"),
         ({"hidden": {}}, {"encoder_layers": 4}, "hidden, encoder: "),
         ({"attention": {}}, {"decoder_layers": 3}, "attention, decoder: "),

@@ -18,6 +18,7 @@ from ds_seq.text.tokenizer import Symbols
 VOCAB = 23
 SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2)
 SIZES = {"d_model": 16, "decoder_layers": 2, "num_heads": 2, "ffn_dim": 24, "dropout": 0.0}
+BANDS = {"cutoffs": [7, 10], "factor": 2}
 AXES: list[dict[str, Any]] = [
     {},
     {"moe": {"every": 1, "num_experts": 2, "capacity_factor": None}, "norm": "rms"},
@@ -26,6 +27,8 @@ AXES: list[dict[str, Any]] = [
     {"share_embeddings": "none", "embedding_dim": 8, "positions": "rotary", "num_kv_heads": 1},
     {"norm_position": "deepnorm", "activation": "swiglu", "positions": "alibi"},
     {"norm_position": "subln", "output_bias": True, "decoder_repeats": 2, "attention_window": 2},
+    {"share_embeddings": "none", "final_norm": False, "norm_position": "pre", "adaptive": BANDS},
+    {"adaptive": {**BANDS, "tie_projections": True}},
     {"adapters": {"ids": ["a"], "active": "a"}, "lora": {"rank": 2}, "positions": "learned"},
 ]
 TEXTS = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 2]]
