@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from ds_seq.models.stack import real_rows
-from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.embedding import TokenEmbedding, token_scores
 from ds_seq.modules.kv_cache import is_identity
 from ds_seq.modules.positions import LearnedPositions
 from ds_seq.modules.residual import dropout
@@ -353,8 +353,4 @@ class ConvolutionalModel(nn.Module):
 
     def _project(self, hidden: Tensor) -> Tensor:
         hidden = dropout(hidden, self.decoder.dropout, self.training)
-        if self.output is None:
-            logits: Tensor = self.target_embedding(hidden, project=True)
-        else:
-            logits = self.output(hidden)
-        return logits
+        return token_scores(hidden, self.target_embedding, self.output)

@@ -21,7 +21,7 @@ from ds_seq.models.output import (
 )
 from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
-from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.embedding import TokenEmbedding, token_scores
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
@@ -134,11 +134,8 @@ class DecoderOnlyTransformer(nn.Module):
         return self.decoder.moe_calls()
 
     def _project(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        logits: Tensor
-        if self.output is None:
-            logits = self.target_embedding(hidden, project=True)
-        elif self._is_adaptive:
-            logits = self.output(hidden, self.target_embedding, labels)
-        else:
-            logits = self.output(hidden)
-        return logits
+        if not self._is_adaptive:
+            return token_scores(hidden, self.target_embedding, self.output)
+        assert self.output is not None
+        log_probs: Tensor = self.output(hidden, self.target_embedding, labels)
+        return log_probs

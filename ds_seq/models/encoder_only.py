@@ -16,7 +16,7 @@ from ds_seq.models.output import LayerOutputs, ModelOutput, StackResult
 from ds_seq.models.seq2seq import lengths_of_mask, padding_mask
 from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
-from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.embedding import TokenEmbedding, token_scores
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
@@ -68,8 +68,9 @@ class EncoderOnlyTransformer(nn.Module):
         layers = None
         if capture != "none":
             layers = LayerOutputs(result.states, (), layer_maps(result, "self_attention"))
+        hidden = result.hidden.flatten(0, 1).index_select(0, scored)
         return ModelOutput(
-            self._project(result.hidden.flatten(0, 1).index_select(0, scored)),
+            token_scores(hidden, self.target_embedding, self.output),
             sum_losses(layer.losses for layer in result.aux),
             [layer.stats for layer in result.aux],
             layers,
@@ -104,11 +105,3 @@ class EncoderOnlyTransformer(nn.Module):
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""
         return self.encoder.moe_calls()
-
-    def _project(self, hidden: Tensor) -> Tensor:
-        logits: Tensor
-        if self.output is None:
-            logits = self.target_embedding(hidden, project=True)
-        else:
-            logits = self.output(hidden)
-        return logits

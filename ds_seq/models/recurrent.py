@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from ds_seq.models.stack import real_rows
-from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.embedding import TokenEmbedding, token_scores
 from ds_seq.modules.kv_cache import is_identity
 from ds_seq.modules.lstm import Lstm, LstmState
 from ds_seq.modules.lstm_decoder import DecoderLstm, DecoderState, Memory, SourceMemory
@@ -192,8 +192,4 @@ class RecurrentModel(nn.Module):
 
     def _project(self, hidden: Tensor) -> Tensor:
         hidden = self.decoder.project(hidden)
-        if self.output is None:
-            logits: Tensor = self.target_embedding(hidden, project=True)
-        else:
-            logits = self.output(hidden)
-        return logits
+        return token_scores(hidden, self.target_embedding, self.output)

@@ -12,7 +12,7 @@ from ds_seq.data.text_batch import TextInputs
 from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput
 from ds_seq.models.recurrent import RecurrentCache
 from ds_seq.models.stack import real_rows
-from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.embedding import TokenEmbedding, token_scores
 from ds_seq.modules.lstm import Lstm, LstmState
 from ds_seq.names import Capture
 
@@ -107,8 +107,4 @@ class RecurrentLanguageModel(nn.Module):
         hidden = F.dropout(hidden, self.dropout_out, self.training)
         if self.projection is not None:
             hidden = F.dropout(self.projection(hidden), self.dropout_out, self.training)
-        if self.output is None:
-            logits: Tensor = self.target_embedding(hidden, project=True)
-        else:
-            logits = self.output(hidden)
-        return logits
+        return token_scores(hidden, self.target_embedding, self.output)

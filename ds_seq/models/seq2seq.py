@@ -22,7 +22,7 @@ from ds_seq.models.output import (
 )
 from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
-from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.embedding import TokenEmbedding, token_scores
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
@@ -101,7 +101,7 @@ class Seq2SeqTransformer(nn.Module):
         flat = decoded.hidden.flatten(0, 1)
         hidden = flat if len(rows) == len(flat) else flat.index_select(0, rows)
         return ModelOutput(
-            self._project(hidden),
+            token_scores(hidden, self.target_embedding, self.output),
             sum_losses([encoded.router_losses, decoder_losses]),
             encoded.moe_stats + [layer.stats for layer in decoded.aux],
             None if capture == "none" else _layer_outputs(encoded, decoded),
@@ -177,7 +177,8 @@ class Seq2SeqTransformer(nn.Module):
             Logits (N, V).
         """
         embedded = self.target_embedding(tokens.view(-1, cache.beam))  # (B, K, D)
-        return self._project(self.decoder.step(embedded, cache).flatten(0, 1))
+        hidden = self.decoder.step(embedded, cache).flatten(0, 1)
+        return token_scores(hidden, self.target_embedding, self.output)
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""
@@ -194,14 +195,6 @@ class Seq2SeqTransformer(nn.Module):
             source_ways=ways,
             adapters=encoded.adapters,
         )
-
-    def _project(self, hidden: Tensor) -> Tensor:
-        logits: Tensor
-        if self.output is None:
-            logits = self.target_embedding(hidden, project=True)
-        else:
-            logits = self.output(hidden)
-        return logits
 
 
 def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:

@@ -103,3 +103,15 @@ class Factor(nn.Module):
     def forward(self, x: Tensor, back: bool = False) -> Tensor:
         """Map x (..., W) to (..., D), or with `back` (..., D) to (..., W)."""
         return linear(x, self.weight.t() if back else self.weight)
+
+
+def token_scores(hidden: Tensor, table: nn.Module, output: nn.Module | None) -> Tensor:
+    """Score hidden states (..., D) against the vocabulary; returns logits (..., V).
+
+    Args:
+        hidden: the states.
+        table: embedding of the tokens, which scores if the output is tied to it.
+        output: projection to the vocabulary (D -> V); None if tied.
+    """
+    logits: Tensor = table(hidden, project=True) if output is None else output(hidden)
+    return logits
