@@ -131,7 +131,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return JSON; from version 2 on, its last line is the SHA-256 of what stands before it."""
         content = {"version": self.version, **asdict(self)}
-        if self.sides == 2:  # which earlier versions do not need to be told
+        if self.sides == 2:  # manifests of pairs stay as they were
             del content["sides"]
         if self.version == 1:
             del content["corpora"]

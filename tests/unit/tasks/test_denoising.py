@@ -174,7 +174,7 @@ def test_masked_tokens_are_the_labels(data: Path) -> None:
     task = build_task(config.task, config.data)
     dataset = task.dataset("train")
     batch = task.collate(dataset, np.arange(len(dataset)))
-    tokens, real, scored, num_scored, num_real = batch.inputs
+    tokens, real, scored, num_scored, num_real, _ = batch.inputs
     assert num_scored == batch.num_tokens == int(scored.sum()) and num_real == int(real.sum())
     assert 0.12 < num_scored / num_real < 0.25 and bool((scored.sum(1) >= 1).all())
     assert not (scored & ~real).any() and not (scored & (batch.labels == 2)).any()
