@@ -96,10 +96,12 @@ def adaptive_errors(config: ExperimentConfig) -> Errors:
     needs = "needs the scores of all tokens, which adaptive softmax (model.adaptive) does not "
     needs += "compute in training"
     if isinstance(criterion, CrossEntropyConfig):
-        for field in ("label_smoothing", "r_drop"):
-            value = getattr(criterion, field)
-            if value:
-                errors.append((f"{where}.{field}", f"{value} {needs}; use 0"))
+        given = {"label_smoothing": criterion.label_smoothing, "r_drop": criterion.r_drop}
+        errors += [
+            (f"{where}.{field}", f"{value} {needs}; use 0")
+            for field, value in given.items()
+            if value
+        ]
     elif not isinstance(criterion, ExternalConfig):
         errors.append((f"{where}.name", f"{criterion.name} {needs}; use cross_entropy"))
     return errors

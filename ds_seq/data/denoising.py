@@ -21,7 +21,7 @@ from ds_seq.data.corpora import Part
 from ds_seq.data.noise.masking import Masking
 from ds_seq.data.noise.rows import RowDraws, framed, ranges, unframed
 from ds_seq.data.noise.text import NoiseVocab, TextNoise
-from ds_seq.data.source import Key, Source, TokenBlock
+from ds_seq.data.source import FixedLengths, Key, Source, TokenBlock
 from ds_seq.data.text import TextDataset
 from ds_seq.data.text_batch import MaskedInputs, TextInputs, empty_text_batch, masked_batch
 from ds_seq.errors import UserError
@@ -168,7 +168,7 @@ class TextToRestore(NamedTuple):
         return self.noise(block, draws, self.vocab), block
 
 
-class NoisyDataset:
+class NoisyDataset(FixedLengths):
     """Rows of text within length limits, which a subclass turns into batches.
 
     Args:
@@ -189,8 +189,6 @@ class NoisyDataset:
         UserError: no row is within the limits.
     """
 
-    has_changing_lengths = False
-
     def __init__(
         self, texts: Texts, lengths: NDArray[np.integer], limits: Sequence[int | None]
     ) -> None:
@@ -206,22 +204,11 @@ class NoisyDataset:
                 "data.max_target_length with its noise; raise them"
             )
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def in_epoch(self, key: Key, stage: int = 0) -> NoisyDataset:
         """Return the examples with the noise of an epoch; before, it is that of validations."""
         other = copy.copy(self)
         other._key = key
         return other
-
-    def bounds(self, key: Key, indices: NDArray[np.integer], stage: int = 0) -> NDArray[np.integer]:
-        """Return upper bounds of the lengths (B, sides) of some examples."""
-        return self.lengths[indices % len(self)]
-
-    def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return the number (B,) of the corpus of each example."""
-        return np.searchsorted(self.first, indices % len(self), side="right") - 1
 
     def fingerprint_of(self, number: int) -> str:
         """Return the fingerprint of the content of a corpus."""

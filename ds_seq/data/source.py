@@ -86,6 +86,29 @@ class InParts(ChangingDataset, Protocol):
         """Return the fingerprint of the content of a corpus, as it is used here."""
 
 
+class FixedLengths:
+    """What is common to an `InParts` whose examples keep their lengths from epoch to epoch.
+
+    Where a mix has several copies of an example in an epoch, copy n of example i is number
+    `n * N + i`.
+    """
+
+    lengths: NDArray[np.integer]
+    first: NDArray[np.integer]
+    has_changing_lengths = False
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def bounds(self, key: Key, indices: NDArray[np.integer], stage: int = 0) -> NDArray[np.integer]:
+        """Return the lengths (B, sides) of some examples, or upper bounds of them."""
+        return self.lengths[indices % len(self)]
+
+    def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the number (B,) of the corpus of each example."""
+        return np.searchsorted(self.first, indices % len(self), side="right") - 1
+
+
 class Source(Protocol):
     """Examples of token ids, numbered from 0. They do not change while they are open."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ds_seq.data.batch import Batch
 from ds_seq.data.corpora import Part
-from ds_seq.data.source import Key, Source
+from ds_seq.data.source import FixedLengths, Key, Source
 from ds_seq.data.text_batch import TextInputs, empty_text_batch, text_batch
 from ds_seq.data.text_blocks import TextBlock, TextBlocks
 from ds_seq.names import TextUnit
@@ -25,7 +25,7 @@ from ds_seq.text.tokenizer import Symbols
 _NUM_SAMPLED = 4096  # blocks whose ids are part of a fingerprint
 
 
-class TextDataset:
+class TextDataset(FixedLengths):
     """Blocks of text of one side, numbered from 0; an `InParts`.
 
     Where a mix has several copies of a block in an epoch, copy n of block i is number `n * N + i`.
@@ -54,7 +54,6 @@ class TextDataset:
     """
 
     num_left_out = 0
-    has_changing_lengths = False
 
     def __init__(
         self,
@@ -83,9 +82,6 @@ class TextDataset:
         self._moves, self._context = moves, context
         self._key: Key | None = None
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def by_file(self) -> list[NDArray[np.int64]]:
         """Return the numbers of the blocks of each corpus or file."""
         return [np.arange(part.rows.start, part.rows.stop) for part in self.parts]
@@ -100,14 +96,6 @@ class TextDataset:
         other = copy.copy(self)
         other._key = key if self._moves else None
         return other
-
-    def bounds(self, key: Key, indices: NDArray[np.integer], stage: int = 0) -> NDArray[np.integer]:
-        """Return the lengths (B, 1) of some blocks, which do not change."""
-        return self.lengths[indices % len(self)]
-
-    def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return the number (B,) of the corpus of each block."""
-        return np.searchsorted(self.first, indices % len(self), side="right") - 1
 
     def fingerprint_of(self, number: int) -> str:
         """Return the fingerprint of the content of a corpus: lengths of all blocks, ids of some."""

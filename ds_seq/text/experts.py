@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ds_seq.errors import UserError
-from ds_seq.text.tokenizer import Tokenizer
+from ds_seq.text.tokenizer import Tokenizer, piece_ids
 
 
 def expert_ids(tokenizer: Tokenizer, symbols: Sequence[str]) -> list[int]:
@@ -18,7 +18,7 @@ def expert_ids(tokenizer: Tokenizer, symbols: Sequence[str]) -> list[int]:
     Raises:
         UserError: a symbol is not in the vocabulary.
     """
-    ids = {piece: number for number, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}
+    ids = piece_ids(tokenizer)
     for symbol in symbols:
         if symbol not in ids:
             raise UserError(

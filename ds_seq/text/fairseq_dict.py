@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ds_seq.errors import UserError
 from ds_seq.names import SPECIAL_PIECES
-from ds_seq.text.tokenizer import Symbols, Tokenizer
+from ds_seq.text.tokenizer import Symbols, Tokenizer, piece_ids
 
 FAIRSEQ_SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2, bos=0)
 """Ids of the special symbols in every dictionary of fairseq."""
@@ -152,7 +152,7 @@ def id_map(dictionary: Dictionary, tokenizer: Tokenizer, name: str) -> NDArray[n
         UserError: symbols of the dictionary are not in the vocabulary.
     """
     own = tokenizer.symbols
-    pieces = {piece: number for number, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}
+    pieces = piece_ids(tokenizer)
     special = [-1 if own.bos is None else own.bos, own.pad, own.eos, own.unk]
     rest = [pieces.get(symbol, -1) for symbol in dictionary.symbols[len(special) :]]
     table = np.array(special + rest, np.int64)

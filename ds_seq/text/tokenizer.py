@@ -226,3 +226,8 @@ def joint_fingerprint(source: str, target: str) -> str:
     if source == target:
         return source
     return hashlib.sha256(f"{source}\n{target}".encode()).hexdigest()
+
+
+def piece_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the id of each piece of a vocabulary."""
+    return {piece: number for number, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}

@@ -23,7 +23,7 @@ from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks.base import Task
-from ds_seq.text.tokenizer import Tokenizer
+from ds_seq.text.tokenizer import Tokenizer, piece_ids
 from ds_seq.training.engine import Engine
 from ds_seq.training.run_folder import RunSetup
 from ds_seq.training.trainable import freeze
@@ -81,7 +81,7 @@ def _attach_projection(model: nn.Module, setup: RunSetup, teacher: LiveTeacher) 
 
 def _mark(model: Markers, markers: Mapping[str, int], tokenizer: Tokenizer) -> None:
     """Tell a model which ids choose a set of its parameters; saved with its weights."""
-    ids = {piece: token for token, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}
+    ids = piece_ids(tokenizer)
     for marker in markers:
         if marker not in ids:
             raise UserError(

@@ -119,7 +119,7 @@ class AdaptiveConfig(Config):
         return (read if self.input else 0.0), scored
 
     def expected_scores(self, vocab_size: int) -> float:
-        """Return how many scores a token has on average in training, estimated likewise."""
+        """Return how many scores a token has on average in training, by the same estimate."""
         first, *tails = self.bands(1, vocab_size)
         shares = self.shares(vocab_size)[1:]
         return first.size + len(tails) + sum(s * b.size for s, b in zip(shares, tails, strict=True))

@@ -10,10 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from ds_seq.config.base import FieldErrors, Probability
 from ds_seq.config.model.convolution import KernelSize
 from ds_seq.config.model.embedding import SharingFields
-from ds_seq.config.model.section import Flops, ModelSize, OtherModel
+from ds_seq.config.model.section import Flops, ModelSize, OtherModel, known_preset, with_preset
 from ds_seq.config.model.stack import Width
 from ds_seq.names import AttentionKind, EmbeddingSharing, Stack
-from ds_seq.plugins import nearest
 
 Layers = Annotated[
     list[Annotated[list[KernelSize], Field(min_length=2, max_length=2)]],
@@ -92,21 +91,12 @@ class ConvolutionalConfig(SharingFields, OtherModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, section: Any) -> Any:
-        preset = section.get("preset") if isinstance(section, Mapping) else None
-        if not isinstance(preset, str) or preset not in CONVOLUTIONAL_PRESETS:
-            return section  # an unknown preset is reported by the field's own check
-        return {**CONVOLUTIONAL_PRESETS[preset], **section}
+        return with_preset(section, CONVOLUTIONAL_PRESETS)
 
     @field_validator("preset")
     @classmethod
     def _check_preset(cls, preset: str | None) -> str | None:
-        if preset is not None and preset not in CONVOLUTIONAL_PRESETS:
-            known = ", ".join(CONVOLUTIONAL_PRESETS)
-            meant = nearest(preset, list(CONVOLUTIONAL_PRESETS))
-            raise ValueError(
-                f"no preset {preset!r}{meant} of a convolutional model; there are {known}"
-            )
-        return preset
+        return known_preset(preset, CONVOLUTIONAL_PRESETS, "of a convolutional model")
 
     @model_validator(mode="after")
     def _check_widths(self) -> ConvolutionalConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from ds_seq.config.model.adaptive import AdaptiveConfig
 from ds_seq.config.model.lm_presets import LM_PRESETS
 from ds_seq.config.model.mixer import AttentionMixerConfig
+from ds_seq.config.model.section import known_preset, with_preset
 from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.names import Stack
-from ds_seq.plugins import nearest
 
 
 class OneStackConfig(TransformerConfig):
@@ -120,15 +120,9 @@ class DecoderOnlyConfig(OneStackConfig):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, section: Any) -> Any:
-        preset = section.get("preset") if isinstance(section, Mapping) else None
-        if not isinstance(preset, str) or preset not in LM_PRESETS:
-            return section  # an unknown preset is reported by the field's own check
-        return {**LM_PRESETS[preset], **section}
+        return with_preset(section, LM_PRESETS)
 
     @field_validator("preset")
     @classmethod
     def _check_preset(cls, preset: str | None) -> str | None:
-        if preset is not None and preset not in LM_PRESETS:
-            known, meant = ", ".join(LM_PRESETS), nearest(preset, list(LM_PRESETS))
-            raise ValueError(f"no preset {preset!r}{meant} of language models; there are {known}")
-        return preset
+        return known_preset(preset, LM_PRESETS, "of language models")

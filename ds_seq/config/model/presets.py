@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from ds_seq.config.base import Config
+from ds_seq.config.model.section import with_preset
 from ds_seq.config.model.upgrade import upgraded
 from ds_seq.plugins import nearest
 
@@ -157,11 +158,7 @@ class PresetFields(Config):
     def _fill_in(cls, section: Any) -> Any:
         if not isinstance(section, Mapping):
             return section
-        section = upgraded(section)
-        preset = section.get("preset")
-        if not isinstance(preset, str) or preset not in PRESETS:
-            return section  # an unknown preset is reported by the field's own check
-        return {**PRESETS[preset], **section}
+        return with_preset(upgraded(section), PRESETS)
 
     @field_validator("preset")
     @classmethod

@@ -9,10 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from ds_seq.config.base import FieldErrors, Probability
 from ds_seq.config.model.lstm_decoder import LSTM_GATES, LstmDecoderFields, lstm_weights
-from ds_seq.config.model.section import Flops, ModelSize
+from ds_seq.config.model.section import Flops, ModelSize, known_preset, with_preset
 from ds_seq.config.model.stack import Depth, Width
 from ds_seq.names import AttentionKind, Stack
-from ds_seq.plugins import nearest
 
 RECURRENT_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "lstm": {"bidirectional": False, "encoder_layers": 1, "decoder_layers": 1},
@@ -89,19 +88,12 @@ class RecurrentConfig(LstmDecoderFields):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, section: Any) -> Any:
-        preset = section.get("preset") if isinstance(section, Mapping) else None
-        if not isinstance(preset, str) or preset not in RECURRENT_PRESETS:
-            return section  # an unknown preset is reported by the field's own check
-        return {**RECURRENT_PRESETS[preset], **section}
+        return with_preset(section, RECURRENT_PRESETS)
 
     @field_validator("preset")
     @classmethod
     def _check_preset(cls, preset: str | None) -> str | None:
-        if preset is not None and preset not in RECURRENT_PRESETS:
-            known = ", ".join(RECURRENT_PRESETS)
-            meant = nearest(preset, list(RECURRENT_PRESETS))
-            raise ValueError(f"no preset {preset!r}{meant} of a recurrent model; there are {known}")
-        return preset
+        return known_preset(preset, RECURRENT_PRESETS, "of a recurrent model")
 
     @model_validator(mode="after")
     def _check_widths(self) -> RecurrentConfig:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ds_seq.config.base import Config
 from ds_seq.config.model.adaptive import AdaptiveConfig
 from ds_seq.names import STACKS, AttentionKind, Stack
+from ds_seq.plugins import nearest
 
 
 @dataclass(frozen=True)
@@ -147,3 +149,29 @@ class OtherModel(ModelSection):
             The operations, or None if they are unknown.
         """
         return None
+
+
+def with_preset(section: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return a section with the values of its preset for fields that are not given."""
+    preset = section.get("preset") if isinstance(section, Mapping) else None
+    if not isinstance(preset, str) or preset not in presets:
+        return section  # an unknown preset is reported by the field's own check
+    return {**presets[preset], **section}
+
+
+def known_preset(preset: str | None, presets: Iterable[str], whose: str) -> str | None:
+    """Return a preset that there is.
+
+    Args:
+        preset: its name, or None.
+        presets: names of all.
+        whose: what they are of, such as `of a recurrent model`.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    names = list(presets)
+    if preset is None or preset in names:
+        return preset
+    known = ", ".join(names)
+    raise ValueError(f"no preset {preset!r}{nearest(preset, names)} {whose}; there are {known}")

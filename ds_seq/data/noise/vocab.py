@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ds_seq.data.noise.text import NoiseVocab
 from ds_seq.errors import UserError
 from ds_seq.names import MASK_PIECE, SENTINEL_PIECE
-from ds_seq.text.tokenizer import SPACE, Tokenizer, ordinary_ids
+from ds_seq.text.tokenizer import SPACE, Tokenizer, ordinary_ids, piece_ids
 
 _WORD_STARTS = (SPACE, "\u0120")  # of SentencePiece, and of byte-level BPE
 
@@ -54,7 +54,7 @@ def sentinel_ids(tokenizer: Tokenizer) -> NDArray[np.int64]:
     Raises:
         UserError: the vocabulary has none.
     """
-    ids = {piece: i for i, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}
+    ids = piece_ids(tokenizer)
     found: list[int] = []
     while (name := SENTINEL_PIECE.format(len(found))) in ids:
         found.append(ids[name])

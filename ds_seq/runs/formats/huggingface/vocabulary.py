@@ -11,7 +11,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from ds_seq.errors import UserError
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
-from ds_seq.text.tokenizer import SPACE, Tokenizers
+from ds_seq.text.tokenizer import SPACE, Tokenizers, piece_ids
 
 _CLASS = "PreTrainedTokenizerFast"
 
@@ -57,7 +57,7 @@ def save_vocabulary(
 
 
 def _write_marian(tokenizer: SentencePieceTokenizer, folder: Path) -> None:
-    ids = {piece: number for number, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}
+    ids = piece_ids(tokenizer)
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
     for side in ("source", "target"):
         (folder / f"{side}.spm").write_bytes(tokenizer.to_bytes())
