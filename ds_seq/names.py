@@ -24,6 +24,9 @@ LANGUAGE_IDS = ("fasttext", "lingua", "langid", "pycld2")
 # Training.
 SaveErrorAnswer = Literal["stop", "continue"]
 
+DecayShape = Literal["one_minus_sqrt", "linear"]
+"""How the learning rate falls at the end of `scheduler.name: warmup_stable_decay`."""
+
 # The model: its stacks, its feed-forwards, and the outputs of its layers.
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)

@@ -79,6 +79,7 @@ _RULES: dict[str, str] = {
             "model.activation_dropout",
             *(f"model.{s}_dropout_{place}" for s in STACKS for place in ("in", "out")),
             "model.moe.noise",
+            "model.moe.expert_dropout",
             "model.moe.second_expert",
             "model.moe.bias_rate",
             "model.moe.capacity_factor",

@@ -200,7 +200,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
         Row("scheduler.warmup_init_lr", "warmup-init-lr", "", "", "lr-warmup-start-rate"),
         Row("scheduler.total_updates", "total-num-update", "", "", "",
             "total_num_updates decay_steps"),
-        Row("scheduler.min_lr (cosine), scheduler.end_lr (linear, polynomial)",
+        Row("scheduler.min_lr (cosine), scheduler.end_lr (others)",
             "end-learning-rate", "", "", "", "learning_rate_min"),
     ),
     "Training": (

@@ -30,11 +30,10 @@ from ds_seq.config.distillation import DistillationConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.optim import (
-    CosineConfig,
-    LinearConfig,
+    DecayingConfig,
     OptimizerConfig,
-    PolynomialConfig,
     SchedulerConfig,
+    WarmupStableDecayConfig,
 )
 from ds_seq.config.sides import longest_examples, side_errors, with_defaults_of_task
 from ds_seq.config.task import DenoisingConfig, MaskedLanguageModelingConfig, TaskConfig
@@ -237,9 +236,11 @@ class ExperimentConfig(Config):
 
     def _schedule_errors(self) -> list[tuple[str, str]]:
         scheduler = self.scheduler
-        if not isinstance(scheduler, CosineConfig | LinearConfig | PolynomialConfig):
+        if not isinstance(scheduler, DecayingConfig):
             return []
         total = scheduler.total_updates or self.train.max_updates
+        if isinstance(scheduler, WarmupStableDecayConfig):
+            return self._decay_errors(scheduler, total)
         if scheduler.warmup_updates < total:
             return []
         return [
@@ -249,6 +250,16 @@ class ExperimentConfig(Config):
                 f"the schedule ends at update {total}",
             )
         ]
+
+    def _decay_errors(
+        self, scheduler: WarmupStableDecayConfig, total: int
+    ) -> list[tuple[str, str]]:
+        begin = total - scheduler.decay_updates(total)
+        if scheduler.warmup_updates <= begin:
+            return []
+        message = f"{scheduler.warmup_updates} reaches into the decay, which begins at update "
+        message += f"{begin}; lower it, or scheduler.decay_fraction"
+        return [("scheduler.warmup_updates", message)]
 
     def _adapter_errors(self) -> list[tuple[str, str]]:
         adapters = self.model.adapters

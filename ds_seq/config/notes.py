@@ -19,9 +19,8 @@ from ds_seq.config.optim import (
     AdamConfig,
     ConstantConfig,
     CosineConfig,
+    DecayingConfig,
     InverseSqrtConfig,
-    LinearConfig,
-    PolynomialConfig,
     SgdConfig,
 )
 from ds_seq.names import BASE, LOAD_BALANCE
@@ -228,12 +227,12 @@ def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
         ends["warmup_init_lr"] = scheduler.warmup_init_lr
     elif isinstance(scheduler, CosineConfig):
         ends["min_lr"] = scheduler.min_lr
-    elif isinstance(scheduler, LinearConfig | PolynomialConfig):
+    elif isinstance(scheduler, DecayingConfig):
         ends["end_lr"] = scheduler.end_lr
     for name, rate in ends.items():
         if rate > optimizer.lr:
             yield f"scheduler.{name}: {rate:g} is above optimizer.lr {optimizer.lr:g}, the peak"
-    if isinstance(scheduler, CosineConfig | LinearConfig | PolynomialConfig):
+    if isinstance(scheduler, DecayingConfig):
         (name, rate), *_ = ends.items()
         total, last = scheduler.total_updates, config.train.max_updates
         if rate == 0.0 and total is not None and total < last:

@@ -15,6 +15,7 @@ from ds_seq.config.base import (
     Probability,
     plugin_tag,
 )
+from ds_seq.names import DecayShape
 
 LearningRate = Annotated[float, Field(gt=0.0, le=1000.0)]
 OuterLearningRate = Annotated[float, Field(ge=0.0, le=1000.0)]
@@ -137,6 +138,36 @@ class PolynomialConfig(Config):
     total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
 
 
+class WarmupStableDecayConfig(Config):
+    """Linear warm-up, a constant learning rate, then a short decay to `end_lr`.
+
+    As good as a cosine (Haegele et al. 2024, arXiv:2405.18392), but a checkpoint from before the
+    decay can be trained for longer.
+    """
+
+    name: Literal["warmup_stable_decay"] = Field(
+        default="warmup_stable_decay", description="Selects this schedule."
+    )
+    warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
+    decay_fraction: float = Field(
+        default=0.2,
+        gt=0.0,
+        le=1.0,
+        description="Share of all updates, at the end, over which the learning rate falls.",
+    )
+    decay: DecayShape = Field(
+        default="one_minus_sqrt",
+        description="Shape of the fall over the completed share p of it: `one_minus_sqrt` is "
+        "1 - sqrt(p), fast at first; `linear` is 1 - p.",
+    )
+    end_lr: OuterLearningRate = Field(default=0.0, description=_END)
+    total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
+
+    def decay_updates(self, total: int) -> int:
+        """Return the number of updates, at least 1, over which the learning rate falls."""
+        return max(round(self.decay_fraction * total), 1)
+
+
 class ConstantConfig(Config):
     """Linear warm-up, then a constant learning rate."""
 
@@ -144,11 +175,15 @@ class ConstantConfig(Config):
     warmup_updates: NonNegativeInt = Field(default=0, description=_WARMUP)
 
 
+DecayingConfig = CosineConfig | LinearConfig | PolynomialConfig | WarmupStableDecayConfig
+"""Schedules that end at a given update."""
+
 SchedulerConfig = Annotated[
     Annotated[InverseSqrtConfig, Tag("inverse_sqrt")]
     | Annotated[CosineConfig, Tag("cosine")]
     | Annotated[LinearConfig, Tag("linear")]
     | Annotated[PolynomialConfig, Tag("polynomial")]
+    | Annotated[WarmupStableDecayConfig, Tag("warmup_stable_decay")]
     | Annotated[ConstantConfig, Tag("constant")]
     | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("inverse_sqrt")),

@@ -17,6 +17,7 @@ from ds_seq.config.optim import (
     LinearConfig,
     PolynomialConfig,
     SgdConfig,
+    WarmupStableDecayConfig,
 )
 from ds_seq.errors import UserError
 from ds_seq.optim import schedulers
@@ -111,6 +112,18 @@ def _polynomial(config: PolynomialConfig, lr: float, max_updates: int) -> Schedu
     return schedulers.polynomial(lr, config.warmup_updates, total, config.end_lr, config.power)
 
 
+def _warmup_stable_decay(config: WarmupStableDecayConfig, lr: float, max_updates: int) -> Schedule:
+    total = config.total_updates or max_updates
+    return schedulers.warmup_stable_decay(
+        lr,
+        config.warmup_updates,
+        config.decay_updates(total),
+        total,
+        config.end_lr,
+        config.decay,
+    )
+
+
 def _constant(config: ConstantConfig, lr: float, max_updates: int) -> Schedule:
     return schedulers.constant(lr, config.warmup_updates)
 
@@ -120,6 +133,7 @@ SCHEDULERS: dict[str, Callable[[Any, float, int], Schedule]] = {
     "cosine": _cosine,
     "linear": _linear,
     "polynomial": _polynomial,
+    "warmup_stable_decay": _warmup_stable_decay,
     "constant": _constant,
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ds_seq.names import DecayShape
+
 Schedule = Callable[[int], float]
 
 
@@ -43,6 +45,27 @@ def polynomial(
     def after(update: int) -> float:
         progress = _progress(update, warmup_updates, total_updates)
         return end_lr + (lr - end_lr) * (1.0 - progress) ** power
+
+    return warmed_up(after, lr, warmup_updates)
+
+
+def warmup_stable_decay(
+    lr: float,
+    warmup_updates: int,
+    decay_updates: int,
+    total_updates: int,
+    end_lr: float,
+    shape: DecayShape,
+) -> Schedule:
+    """Return a constant `lr` that falls to `end_lr` over the last `decay_updates`.
+
+    `one_minus_sqrt` and `linear` are the shapes of Haegele et al., arXiv:2405.18392, section 4.
+    """
+    power = 0.5 if shape == "one_minus_sqrt" else 1.0
+
+    def after(update: int) -> float:
+        progress = _progress(update, total_updates - decay_updates, total_updates)
+        return end_lr + (lr - end_lr) * (1.0 - progress**power)
 
     return warmed_up(after, lr, warmup_updates)
 

@@ -278,16 +278,22 @@ class _Counter:
         keys = self._block + (window - 1) * (1 if stack == "decoder" else 2)
         return (self._attention * (1 + 2 * keys / self._block) + keys) * self._w
 
-    def _feed_forward(self, inner: int) -> float:
-        """Return what a dense feed-forward keeps of a token; its input counts elsewhere."""
+    def _feed_forward(self, inner: int, dropout: float | None = None) -> float:
+        """Return what a feed-forward keeps of a token; its input counts elsewhere.
+
+        Args:
+            inner: its inner width.
+            dropout: dropout of experts; None for a dense one.
+        """
         model, w = self._model, self._w
-        drops = bool(model.activation_dropout)
+        dropout = model.activation_dropout if dropout is None else dropout
+        drops = bool(dropout)
         if model.is_gated:
             wide = _GATED
         else:
             wide = _PLAIN.get(model.activation, 2)
             wide += 1 if drops and model.activation == "relu" else 0
-        kept = wide * inner * w + self._mask(inner, model.activation_dropout)
+        kept = wide * inner * w + self._mask(inner, dropout)
         kept += self._rounded(self._d, inner)
         if model.has_inner_norms:
             kept += inner * w + self._statistics(1)
@@ -340,11 +346,14 @@ class _Counter:
         model, w, d = self._model, self._w, self._d
         width = model.inner_width(moe.ffn_dim or model.ffn_dim)
         rows = moe.top_k  # none is dropped, at worst
+        dropout = moe.dropout_of_experts(model.activation_dropout)
         if self._device.groups_experts or model.has_inner_norms:
-            inner = self._feed_forward(width) + (2 * _INDEX if not model.has_inner_norms else 0)
+            inner = self._feed_forward(width, dropout) + (
+                2 * _INDEX if not model.has_inner_norms else 0
+            )
         else:
             inner = (2 if model.is_gated else 1) * width * w
-            inner += self._mask(width, model.activation_dropout)
+            inner += self._mask(width, dropout)
         kept = rows * (2 * d * w + inner + 4 * _INDEX + _FLOAT)
         kept += _ROUTER_TENSORS * num_experts * _FLOAT
         if w != _FLOAT:

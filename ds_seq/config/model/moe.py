@@ -14,6 +14,7 @@ from ds_seq.config.base import (
     Probability,
     shown,
 )
+from ds_seq.config.model.moe_checks import router_errors
 from ds_seq.config.model.router import ExternalRouterConfig, RouterConfig, router_params
 from ds_seq.config.model.stack import StackFields, Width
 from ds_seq.names import (
@@ -64,6 +65,11 @@ class MoeConfig(Config):
     )
     ffn_dim: Width | None = Field(
         default=None, description="Inner width of each expert; null means `model.ffn_dim`."
+    )
+    expert_dropout: Probability | None = Field(
+        default=None,
+        description="Dropout inside routed experts, in place of `model.activation_dropout`; null: "
+        "that one. Experts see few tokens each and overfit first (Switch's expert dropout).",
     )
     router: RouterConfig = Field(
         default="softmax",
@@ -170,10 +176,7 @@ class MoeConfig(Config):
     @model_validator(mode="after")
     def _check_routing(self) -> MoeConfig:
         errors = self._layer_errors()
-        if isinstance(self.router, ExternalRouterConfig):
-            errors += self._external_errors(self.router)
-        else:
-            errors += self._router_errors()
+        errors += router_errors(self)
         least = min(self.counts)
         if self.top_k > least:
             errors.append(("top_k", f"{self.top_k} is more than num_experts {least}"))
@@ -204,66 +207,6 @@ class MoeConfig(Config):
             if len(set(chosen)) < len(chosen):
                 errors.append((f"layers.{stack}", f"lists a layer twice: {chosen}"))
         return errors
-
-    def _router_errors(self) -> list[tuple[str, str]]:
-        errors = []
-        if self.router == "expert_choice":
-            in_decoder = self.placement != "encoder" and (
-                self.layers is None or bool(self.layers.decoder)
-            )
-            if in_decoder:
-                errors.append(
-                    (
-                        "router",
-                        "expert_choice looks at the whole sentence, which a decoder has not read "
-                        "yet; use placement encoder, or another router",
-                    )
-                )
-            if self.load_balance == "global":
-                errors.append(("load_balance", "expert_choice is always balanced; use rank"))
-            if self.normalization != "none":
-                errors.append(
-                    (
-                        "normalize_weights",
-                        "each expert's own score is the weight of the tokens that it chose; use "
-                        "none",
-                    )
-                )
-        if not self.has_capacity and self.eval_capacity_factor is not None:
-            errors.append(
-                ("eval_capacity_factor", f"router {self.router} drops nothing; leave it null")
-            )
-        if self.second_expert != "always" and (
-            self.top_k != 2 or self.router not in ("softmax", "cosine")
-        ):
-            errors.append(
-                ("second_expert", f"{self.second_expert} needs top_k 2 and softmax or cosine")
-            )
-        if self.noise != "none" and self.router in ("expert_choice", "language"):
-            errors.append(("noise", f"router {self.router} supports none; use none"))
-        if self.noise == "gumbel" and self.router == "sigmoid":
-            errors.append(
-                ("noise", "sigmoid scores are not a distribution to sample from; use jitter")
-            )
-        if self.router_dim is not None and self.router != "cosine":
-            errors.append(
-                ("router_dim", f"applies to router cosine, not {self.router}; leave it null")
-            )
-        return errors
-
-    def _external_errors(self, router: ExternalRouterConfig) -> list[tuple[str, str]]:
-        """Report options of built-in routers, which an external router would ignore."""
-        fields = type(self).model_fields
-        builtin_only = ("router_dim", "bias_rate", "noise", "second_expert", "load_balance")
-        return [
-            (
-                name,
-                f"applies to built-in routers; set options of {router.name} in "
-                "model.moe.router.options",
-            )
-            for name in builtin_only
-            if vars(self)[name] != fields[name].default
-        ]
 
     def _listed(self, stack: Stack) -> list[int]:
         if self.layers is None:
@@ -299,6 +242,10 @@ class MoeConfig(Config):
         # with `expert_choice`, the expert's score is the weight of the token
         chosen_by_token = self.router != "expert_choice"
         return "after_dropping" if self.top_k > 1 and chosen_by_token else "none"
+
+    def dropout_of_experts(self, elsewhere: float) -> float:
+        """Return the dropout inside experts, given `model.activation_dropout`."""
+        return elsewhere if self.expert_dropout is None else self.expert_dropout
 
     def moe_layers(self, stack: Stack, num_layers: int) -> list[int]:
         """Return the layers (from 0) of a `stack` of `num_layers` that have experts."""

@@ -108,7 +108,7 @@ class FeedForwards:
             num_local,
             self.expert_parallel_rank * num_local,
             self.cfg.activation,
-            self.cfg.activation_dropout,
+            moe.dropout_of_experts(self.cfg.activation_dropout),
             self.seed * 1000 + layer_index,
             self._inner_norm(width),
             make_bits(self.cfg),

@@ -70,6 +70,11 @@ def test_every_option_has_a_description() -> None:
         ("scheduler", {"name": "cosine", "warmup_updates": 100_000}, "nothing to decay over"),
         ("scheduler", {"name": "linear", "total_updates": 9}, "ends at update 9"),
         ("scheduler", {"name": "inverse_sqrt", "warmup_updates": 0}, "warmup_updates"),
+        (
+            "scheduler",
+            {"name": "warmup_stable_decay", "warmup_updates": 9, "total_updates": 10},
+            "9 reaches into the decay, which begins at update 8; lower it",
+        ),
         ("optimizer", {"name": "sgd", "nesterov": True}, "nesterov: needs a momentum"),
         ("optimizer", {"lr": 0}, "lr"),
         ("optimizer", {"betas": [0.9]}, "betas"),

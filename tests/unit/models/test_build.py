@@ -184,6 +184,14 @@ def test_settings_reach_the_layer(build):
     )
 
 
+def test_experts_can_have_a_dropout_of_their_own(build):
+    for own, expected in ((None, 0.1), (0.0, 0.0), (0.4, 0.4)):
+        moe = {**MOE, "expert_dropout": own, "shared_experts": 1}
+        model = build(moe=moe, activation_dropout=0.1)
+        layer = next(part for part in model.modules() if isinstance(part, MoeFeedForward))
+        assert (layer.experts.dropout, layer.branch.dense.dropout) == (expected, 0.1)
+
+
 def test_experts_that_choose_take_the_capacity_factor(build):
     choosing = {"router": "expert_choice", "placement": "encoder"}
     for factor, expected in ((1.5, 1.5), (None, 1.0)):

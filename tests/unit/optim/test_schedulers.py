@@ -13,6 +13,7 @@ from ds_seq.config.optim import (
     InverseSqrtConfig,
     LinearConfig,
     PolynomialConfig,
+    WarmupStableDecayConfig,
 )
 from ds_seq.errors import UserError
 from ds_seq.optim import Schedule, build_scheduler, schedulers
@@ -24,6 +25,7 @@ ALL = {
     "cosine": CosineConfig(warmup_updates=WARMUP, total_updates=TOTAL),
     "linear": LinearConfig(warmup_updates=WARMUP, total_updates=TOTAL),
     "polynomial": PolynomialConfig(warmup_updates=WARMUP, total_updates=TOTAL, power=2.0),
+    "warmup_stable_decay": WarmupStableDecayConfig(warmup_updates=WARMUP, total_updates=TOTAL),
     "constant": ConstantConfig(warmup_updates=WARMUP),
 }
 
@@ -57,18 +59,39 @@ def test_inverse_sqrt_can_start_above_zero() -> None:
     assert [schedule(update) for update in (1, 2, 4)] == pytest.approx([0.5, 0.6, 0.8])
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "polynomial"])
+DECAYING = ["cosine", "linear", "polynomial", "warmup_stable_decay"]
+
+
+@pytest.mark.parametrize("name", DECAYING)
 def test_a_decay_ends_at_its_lowest_rate_and_stays_there(name: str) -> None:
     end = {"min_lr": 0.1} if name == "cosine" else {"end_lr": 0.1}
     schedule = build(ALL[name].model_copy(update=end))
     assert schedule(TOTAL) == schedule(TOTAL + 1000) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "polynomial"])
+@pytest.mark.parametrize("name", DECAYING)
 def test_a_decay_without_an_end_ends_with_the_training(name: str) -> None:
     schedule = build(ALL[name].model_copy(update={"total_updates": None}), max_updates=60)
     assert schedule(60) == pytest.approx(0.0)
     assert schedule(59) > 0.0
+
+
+@pytest.mark.parametrize("shape", ["one_minus_sqrt", "linear"])
+def test_a_stable_rate_falls_only_at_the_end(shape: str) -> None:
+    config = WarmupStableDecayConfig(
+        warmup_updates=WARMUP, decay_fraction=0.4, decay=shape, total_updates=100
+    )
+    schedule = build(config)
+    assert all(schedule(update) == LR for update in range(WARMUP, 61))
+    assert schedule(61) < LR and schedule(100) == 0.0
+    # a quarter of the fall: half of the rate by the root, three quarters by the line
+    assert schedule(70) == pytest.approx(LR * {"one_minus_sqrt": 0.5, "linear": 0.75}[shape])
+
+
+def test_a_decay_has_an_update_however_short_the_run() -> None:
+    config = WarmupStableDecayConfig(warmup_updates=0, decay_fraction=1e-6)
+    assert build(config, max_updates=3)(2) == LR
+    assert build(config, max_updates=3)(3) == 0.0
 
 
 def test_middles() -> None:
