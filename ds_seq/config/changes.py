@@ -66,6 +66,10 @@ _RULES: dict[str, str] = {
     "model": _MODEL,
     "model.preset": HARMLESS,
     "model.activation_checkpointing": HARMLESS,
+    "model.encoder_input.path": HARMLESS,  # of the first weights
+    "model.encoder_input.weights": TRAINING,
+    "model.encoder_input.model.preset": HARMLESS,
+    "model.encoder_input.model.activation_checkpointing": HARMLESS,
     "model.encoder_mixer.chunk_size": HARMLESS,
     "model.decoder_mixer.chunk_size": HARMLESS,
     **dict.fromkeys(

@@ -183,6 +183,8 @@ class ExperimentConfig(Config):
     def _sharing_errors(self) -> list[tuple[str, str]]:
         if self.data.vocab.joint or not self.model.shares_inputs:
             return []
+        if self.model.language_model is not None:  # in place of the table of the source
+            return []
         return [
             (
                 "model.share_embeddings",

@@ -15,6 +15,7 @@ Shapes: `S` source tokens and `T` target tokens of a sentence.
 from __future__ import annotations
 
 from ds_seq.config.model.dilated import DilatedConfig
+from ds_seq.config.model.encoder_input import EncoderInputConfig
 from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.section import Flops, OtherModel
@@ -35,7 +36,14 @@ def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> Flops
     forward = forward_flops(model, vocab_size)
     if forward is None:
         return None
-    return Flops(*(num_passes * _FORWARD_AND_BACKWARD * each for each in forward))
+    total = Flops(*(num_passes * _FORWARD_AND_BACKWARD * each for each in forward))
+    read = model.language_model if isinstance(model, TransformerConfig) else None
+    if read is None or read.weights != "frozen":
+        return total
+    backward = num_passes * (_FORWARD_AND_BACKWARD - 1)
+    return Flops(
+        *(a - backward * b for a, b in zip(total, _of_input(read, vocab_size), strict=True))
+    )
 
 
 def forward_flops(model: object, vocab_size: int) -> Flops | None:
@@ -47,10 +55,26 @@ def forward_flops(model: object, vocab_size: int) -> Flops | None:
     """
     if isinstance(model, OtherModel):
         return model.forward_flops(vocab_size)
-    return _of_transformer(model, vocab_size) if isinstance(model, TransformerConfig) else None
+    if not isinstance(model, TransformerConfig):
+        return None
+    own = _of_transformer(model, vocab_size)
+    if model.language_model is None:
+        return own
+    read = _of_input(model.language_model, vocab_size)
+    width = model.language_model.section.d_model
+    projection = 0 if width == model.d_model else 2 * width * model.d_model
+    sums = Flops(*(a + b for a, b in zip(own, read, strict=True)))
+    return sums._replace(per_source=sums.per_source + projection)
 
 
-def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
+def _of_input(language_model: EncoderInputConfig, vocab_size: int) -> Flops:
+    """Return the operations of a language model that reads the source and scores no token."""
+    found = _of_transformer(language_model.section, vocab_size, scores=False)
+    pairs = found.per_source_pair + found.per_target_pair
+    return Flops(found.per_source + found.per_target, 0, pairs, 0, 0)
+
+
+def _of_transformer(model: TransformerConfig, vocab_size: int, scores: bool = True) -> Flops:
     d, head = model.d_model, model.head_width(model.d_model)
     own: dict[Stack, int] = {"encoder": 0, "decoder": 0}
     own |= {stack: _per_token(model, stack) for stack in model.stacks}
@@ -77,11 +101,14 @@ def _of_transformer(model: TransformerConfig, vocab_size: int) -> Flops:
         moved += model.calls_of("decoder") * _changes_of_source(model)
     factor = 0 if model.embedding_dim is None else model.embedding_dim * d
     output: float = vocab_size * d
+    read = 0.0
     if model.adaptive_bands is not None:
         read, scored = model.adaptive_bands.expected_weights(d, vocab_size)
         output = read + scored
     elif factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
+    if not scores:
+        output = read
     return Flops(
         2 * (own["encoder"] + (factor if "encoder" in model.stacks else 0) + moved),
         2 * (own["decoder"] + (factor if "decoder" in model.stacks else 0) + output - moved),

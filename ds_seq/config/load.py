@@ -173,6 +173,7 @@ def read_experiment(
 def _validated(tree: _Tree, overrides: Iterable[str], runs: Sections) -> ExperimentConfig:
     typed = _apply_overrides(tree, overrides)
     _expand_model(tree)
+    _expand_encoder_input(tree)
     try:
         config = ExperimentConfig.model_validate(tree.data)
     except ValidationError as error:
@@ -219,6 +220,31 @@ def _expand_model(tree: _Tree) -> None:
     except ValidationError as error:
         further = [error, *_errors_between(tree.data, error, replaced)]
     raise _mistakes(tree, further, lines)
+
+
+def _expand_encoder_input(tree: _Tree) -> None:
+    """Add the section of the language model that `model.encoder_input` names.
+
+    Raises:
+        UserError: its run cannot be read.
+    """
+    model = tree.data.get("model")
+    section = model.get("encoder_input") if isinstance(model, Mapping) else None
+    given = section.get("model", {}) if isinstance(section, Mapping) else None
+    # a stored experiment has the whole section, and does not need the run any more
+    if section is None or not isinstance(given, Mapping) or "name" in given:
+        return
+    from ds_seq.config.language_model import model_of_run  # few experiments have one
+
+    path = section.get("path")
+    if isinstance(path, str) and path:  # else the schema says what is wrong
+        at = ("model", "encoder_input", "path")
+        try:
+            found = model_of_run(path)
+        except UserError as error:
+            raise UserError(f"{tree.origin(at)}: {dotted(at)}: {error}") from None
+        merged = {**found, **given}
+        tree.data["model"] = {**tree.data["model"], "encoder_input": {**section, "model": merged}}
 
 
 def _errors_between(

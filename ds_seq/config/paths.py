@@ -36,7 +36,7 @@ _INPUTS = {
         "clean": _CLEAN,
         "vocab": {**_VOCAB, "source": _VOCAB, "target": _VOCAB},
     },
-    "model": {"path": ""},
+    "model": {"path": "", "encoder_input": {"path": ""}},
     "criterion": {**_CRITERION, "base": _CRITERION},
     "train": {"deepspeed": "", "init_from": ""},
     "generation": {"lm": ""},

@@ -18,6 +18,7 @@ from ds_seq.models.output import (
     EncoderOutput,
     LayerOutputs,
     ModelOutput,
+    StackResult,
 )
 from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
@@ -72,15 +73,10 @@ class DecoderOnlyTransformer(nn.Module):
             layers, and the captured outputs of the layers. Adaptive softmax that is given labels
             returns their log-probabilities (N,) instead of logits.
         """
-        tokens = inputs.tokens
         scored = real_rows(inputs.target_mask, inputs.num_targets)
         is_all = inputs.token_mask is inputs.target_mask
-        context = Context(
-            token_mask=inputs.token_mask,
-            token_rows=scored if is_all else real_rows(inputs.token_mask, inputs.num_tokens),
-            adapters=None if self.adapters is None else self.adapters.rows(tokens),
-        )
-        result = self.decoder(self.target_embedding(tokens), context, capture)
+        rows = scored if is_all else real_rows(inputs.token_mask, inputs.num_tokens)
+        result = self.states_of(inputs.tokens, inputs.token_mask, capture, rows)
         flat = result.hidden.flatten(0, 1)
         hidden = flat if len(scored) == len(flat) else flat.index_select(0, scored)
         layers = None
@@ -98,6 +94,25 @@ class DecoderOnlyTransformer(nn.Module):
             layers,
             labels,
         )
+
+    def states_of(
+        self, tokens: Tensor, mask: Tensor, capture: Capture, rows: Tensor
+    ) -> StackResult:
+        """Return what the stack makes of a text.
+
+        Args:
+            tokens: (B, T).
+            mask: (B, T) bool, True at real tokens.
+            capture: which outputs of the layers to return.
+            rows: the real tokens of the mask, see `real_rows`.
+        """
+        context = Context(
+            token_mask=mask,
+            token_rows=rows,
+            adapters=None if self.adapters is None else self.adapters.rows(tokens),
+        )
+        result: StackResult = self.decoder(self.target_embedding(tokens), context, capture)
+        return result
 
     def encode(self, source: Tensor, source_mask: Tensor) -> EncoderOutput:
         """Return what stands for the encoded source in a search: nothing, for B texts.

@@ -27,6 +27,7 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
 if TYPE_CHECKING:
+    from ds_seq.models.encoder_input import LanguageModelInput
     from ds_seq.modules.adapter import AdapterChoice
     from ds_seq.modules.unpadded_attention import Lengths
 
@@ -50,6 +51,7 @@ class Seq2SeqTransformer(nn.Module):
     Attributes:
         adapters: how the adapter of each sentence is chosen; None for a model without adapters, and
             for one that passes through none of them.
+        encoder_input: language model that embeds source tokens; None: an embedding does.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Seq2SeqTransformer(nn.Module):
         self.routes_by_tag = routes_by_tag
         self.markers = markers
         self.adapters: AdapterChoice | None = None
+        self.encoder_input: LanguageModelInput | None = None
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
@@ -122,8 +125,7 @@ class Seq2SeqTransformer(nn.Module):
             capture: which outputs of the layers to return.
             num_tokens: number of real tokens, so that a GPU need not count them; None if unknown.
         """
-        embedding = self.source_embedding
-        embedded = self.target_embedding(source) if embedding is None else embedding(source)
+        embedded = self._embedded(source, source_mask, num_tokens)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)
         rows = real_rows(source_mask, num_tokens) if self._encoder_routes else None
@@ -183,6 +185,14 @@ class Seq2SeqTransformer(nn.Module):
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""
         return [*self.encoder.moe_calls(), *self.decoder.moe_calls()]
+
+    def _embedded(self, source: Tensor, mask: Tensor, num_tokens: int | None) -> Tensor:
+        if self.encoder_input is not None:
+            return self.encoder_input(source, mask, num_tokens)  # type: ignore[no-any-return]
+        embedding = self.source_embedding
+        table = self.target_embedding if embedding is None else embedding
+        embedded: Tensor = table(source)
+        return embedded
 
     def _decoder_context(self, encoded: EncoderOutput) -> Context:
         mask = padding_mask(encoded.mask, encoded.hidden)

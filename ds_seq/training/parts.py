@@ -55,13 +55,24 @@ def build_start(
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
     attach_adapters(model, setup.config.model, task.tokenizers.source)
+    read = setup.config.model.language_model
+    frozen: tuple[str, ...] = ()
+    if read is not None:
+        from ds_seq.models.encoder_input import LanguageModelInput  # only where it is used
+        from ds_seq.surgery.encoder_input import read_language_model
+
+        language_model = model.get_submodule("encoder_input")
+        assert isinstance(language_model, LanguageModelInput)
+        if setup.checkpoint is None:
+            lines.append(read_language_model(language_model, read, task.tokenizers.source))
+        frozen = ("encoder_input.model",) if read.weights == "frozen" else ()
     if setup.checkpoint is None and train.init_from is not None:
-        lines = start_from(model, setup.config, task.tokenizers.fingerprint)
+        lines += start_from(model, setup.config, task.tokenizers.fingerprint)
     multiway = setup.config.model.multiway
     markers = dict(model.named_children()).get("markers")  # an external model may have none
     if multiway is not None and markers is not None and setup.checkpoint is None:
         _mark(cast("Markers", markers), multiway.markers, task.tokenizers.source)
-    freeze(model, train.freeze, train.trainable)
+    freeze(model, (*train.freeze, *frozen), train.trainable)
     if isinstance(teacher, LiveTeacher):
         lines += _attach_projection(model, setup, teacher)
     if setup.checkpoint is not None:

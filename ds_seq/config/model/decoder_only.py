@@ -21,6 +21,7 @@ class OneStackConfig(TransformerConfig):
     # What needs two stacks is no field here.
     multiway: ClassVar[None] = None  # type: ignore[misc]
     pruned_heads: ClassVar[None] = None  # type: ignore[misc]
+    encoder_input: ClassVar[None] = None  # type: ignore[misc]
 
     def mixers_of(self, stack: Stack) -> int:
         """See `MixerFields`: there is no other stack to attend to."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ds_seq.config.base import Config
 from ds_seq.config.model.adaptive import AdaptiveConfig
 from ds_seq.names import STACKS, AttentionKind, Stack
 from ds_seq.plugins import nearest
+
+if TYPE_CHECKING:
+    from ds_seq.config.model.encoder_input import EncoderInputConfig
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ class ModelSection(Config):
     @property
     def adaptive_bands(self) -> AdaptiveConfig | None:
         """Bands of the vocabulary with embeddings of different widths; None: there are none."""
+        return None
+
+    @property
+    def language_model(self) -> EncoderInputConfig | None:
+        """A language model whose states are the input of the encoder; None: there is none."""
         return None
 
     @property

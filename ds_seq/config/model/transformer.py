@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from ds_seq.config.base import FieldErrors
 from ds_seq.config.model.adapters import AdapterFields
 from ds_seq.config.model.embedding import EmbeddingFields
+from ds_seq.config.model.encoder_input import EncoderInputConfig
 from ds_seq.config.model.ffn import FfnFields
 from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.lora import LoraFields
@@ -69,6 +70,21 @@ class TransformerConfig(TransformerFields):
     """An encoder-decoder Transformer."""
 
     name: Literal["transformer"] = Field(default="transformer", description="Selects this model.")
+    encoder_input: EncoderInputConfig | None = Field(
+        default=None,
+        description="A trained language model that reads the source, and whose states are the "
+        "input of the encoder; null: embeddings of the tokens.",
+    )
+
+    @property
+    def language_model(self) -> EncoderInputConfig | None:
+        """See `ModelSection`."""
+        return self.encoder_input
+
+    @property
+    def shares_inputs(self) -> bool:
+        """See `EmbeddingFields`; a language model replaces the table of the source."""
+        return self.language_model is not None or super().shares_inputs
 
     def field_errors(self) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
@@ -83,7 +99,12 @@ class TransformerConfig(TransformerFields):
             *self.multiway_errors(self.lora is not None),
             *self.adapter_errors(),
             *self._low_rank_errors(),
+            *self._input_errors(),
         ]
+
+    def _input_errors(self) -> list[tuple[str, str]]:
+        read = self.language_model
+        return [] if read is None else read.errors(self.max_positions)
 
     def _low_rank_errors(self) -> list[tuple[str, str]]:
         if self.lora is not None and self.pruned_heads is not None:
@@ -130,6 +151,8 @@ class TransformerConfig(TransformerFields):
         size = _dense(self.embedding_params(self.d_model, vocab_size, source_size))
         for stack in self.stacks:
             size += self._stack_size(stack)
+        if self.language_model is not None:
+            size += _dense(sum(self.language_model.num_params(self.d_model, source_size)))
         return size
 
     def linear_weights(self) -> int:

@@ -35,7 +35,8 @@ def make_tables(
     width = cfg.d_model
     options = (pad_id, cfg.embedding_dim, cfg.embedding_scale)
     target = TokenEmbedding(vocab_size, width, *options, cfg.output_bias and cfg.shares_output)
-    assert not cfg.shares_inputs or source_vocab_size == vocab_size, "one table has one size"
+    is_shared = cfg.shares_inputs and cfg.language_model is None
+    assert not is_shared or source_vocab_size == vocab_size, "one table has one size"
     source = None if cfg.shares_inputs else TokenEmbedding(source_vocab_size, width, *options)
     output = None
     if not cfg.shares_output:  # initialized like the embedding it replaces

@@ -61,6 +61,11 @@ def build_seq2seq(
             routes_by_tag=routes_by_tag(cfg),
             markers=_markers(cfg, source_vocab_size or vocab_size),
         )
+        if cfg.language_model is not None:
+            from ds_seq.models.build.encoder_input import make_encoder_input  # only where used
+
+            sizes = (cfg.d_model, source_vocab_size or vocab_size)
+            model.encoder_input = make_encoder_input(cfg.language_model, *sizes, seed, pad_id)
     if cfg.lora is not None:
         from ds_seq.models.build.lora import add_lora
 
