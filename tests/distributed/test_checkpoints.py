@@ -182,7 +182,8 @@ STATES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-SLOW_STATES = {"fp16-2", "bf16-1", "bf16-3", "offload-3"}  # each precision and stage is in others
+# each precision and stage is in others, and SGD with momentum has more to save than without
+SLOW_STATES = {"fp16-2", "bf16-1", "bf16-3", "offload-3", "sgd"}
 BothSteps = dict[str, tuple[Steps, Steps]]
 """By name, the updates after a save of the run that saved, and of one that resumed."""
 

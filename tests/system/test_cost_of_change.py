@@ -9,6 +9,8 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from tests.system.toys.life import live
 from tests.system.toys.toy import Toy, add, result_file
 
 MOST_FILES = 3
+# one of each package that has joints; the others are as alike as axes are
+BY_DEFAULT = {"mixer", "criterion", "router", "task"}
 TOY = "tests.system.toys"
 LONG = ("data.max_source_length=128", "data.max_target_length=128", "model.max_positions=128")
 FROM_OUTSIDE = {
@@ -65,10 +69,16 @@ def test_a_part_from_outside_touches_no_file(
     live(lab.dense, settings, tmp_path / "run")
 
 
+Used = Callable[[bool], tuple[Path, Finished]]
+
+
 @pytest.fixture(scope="module")
-def used(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
-    """What came of each toy, and what the process that used them printed."""
-    folder = tmp_path_factory.mktemp("cost")
+def used(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Used:
+    """Whether of the slow toys -> what came of each, and what their process printed."""
+    return cache(lambda is_slow: _use(lab, tmp_path_factory.mktemp("cost"), is_slow))
+
+
+def _use(lab: Lab, folder: Path, is_slow: bool) -> tuple[Path, Finished]:
     shutil.copytree(
         REPOSITORY / "ds_seq", folder / "ds_seq", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -80,13 +90,20 @@ def used(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fini
         except AssertionError as error:  # the others are used anyway
             result_file(toy, results).write_text(json.dumps(str(error)), encoding="utf-8")
     there = ["sh", "-c", 'cd "$0" && exec "$@"', folder]  # where `python -m` looks first
-    command = [*there, sys.executable, "-m", f"{TOY}.driver", lab.dense, results]
+    parts = [toy.part for toy in TOYS if (toy.part not in BY_DEFAULT) == is_slow]
+    command = [*there, sys.executable, "-m", f"{TOY}.driver", lab.dense, results, *parts]
     return results, run(command, timeout=300)
 
 
-@pytest.mark.parametrize("toy", TOYS, ids=[toy.part for toy in TOYS])
-def test_a_part_inside_trains_resumes_and_translates(used: tuple[Path, Finished], toy: Toy) -> None:
-    folder, finished = used
+@pytest.mark.parametrize(
+    "toy",
+    [
+        pytest.param(toy, id=toy.part, marks=[pytest.mark.slow] * (toy.part not in BY_DEFAULT))
+        for toy in TOYS
+    ],
+)
+def test_a_part_inside_trains_resumes_and_translates(used: Used, toy: Toy) -> None:
+    folder, finished = used(toy.part not in BY_DEFAULT)
     result = result_file(toy, folder)
     assert result.is_file(), finished
     problem = json.loads(result.read_text(encoding="utf-8"))

@@ -6,7 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from tests.system.commands import ds_seq, run
+from tests.system.commands import run
+from tests.system.forked import generate
 from tests.system.runs import NO_VALIDATION, TINY, Lab
 
 _SCRIPT = """\
@@ -43,5 +44,5 @@ def test_prepare_fit_and_translate(lab: Lab, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("the man sees two books today\n")
     arguments = ("--checkpoint", "last", "--input", text, "--device", "cpu")
-    by_command = run(ds_seq("generate", folder, *arguments), timeout=60).check()
+    by_command = generate(folder, *arguments)[0].check()
     assert by_command.out.splitlines() == found["text"]

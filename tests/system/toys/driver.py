@@ -1,6 +1,6 @@
 """Uses each toy of `inside.py` with the package that has them, in processes forked from one.
 
-    python -m tests.system.toys.driver EXPERIMENT FOLDER
+    python -m tests.system.toys.driver EXPERIMENT FOLDER PART...
 
 The working folder holds the copy of `ds_seq`. Writes `FOLDER/PART.json` as soon as a toy
 is through: null, or what went wrong. One that has such a file already is left out.
@@ -61,12 +61,12 @@ def check(toy: Toy, experiment: str, folder: Path) -> str | None:
     return None
 
 
-def main(experiment: str, folder: str) -> None:
+def main(experiment: str, folder: str, *parts: str) -> None:
     """See above."""
     assert Path(ds_seq.__file__).parent.samefile("ds_seq"), f"{ds_seq.__file__} is not the copy"
     for toy in TOYS:
         place = Path(folder) / toy.part.replace(" ", "_")
-        if result_file(toy, Path(folder)).exists():
+        if toy.part not in parts or result_file(toy, Path(folder)).exists():
             continue
         place.mkdir()
         problem = check(toy, experiment, place)

@@ -37,12 +37,13 @@ def _work(state: int, item: int) -> int:
 
 @EITHER
 def test_results_come_until_an_error_which_keeps_its_message(spread: Map) -> None:
-    items = [*range(5)] * 4 + [7]
+    items, workers = [*range(5)] * 4 + [7], 2
     found = []
     with pytest.raises(UserError, match="^item 7: is wrong$"):
-        for result in spread(_work, 10, items, 2):
+        for result in spread(_work, 10, items, workers):
             found.append(result)
-    assert len(found) >= len(items) - 2 and set(found) == {10, 11, 12, 13, 14}
+    # the error may overtake what is under way, which `WatchedPool.run` bounds
+    assert len(found) >= len(items) - 4 * workers and set(found) == {10, 11, 12, 13, 14}
 
 
 def test_a_slow_item_keeps_its_place_and_holds_up_few_others() -> None:
