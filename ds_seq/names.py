@@ -106,7 +106,12 @@ CandidateSearch = Literal["sampling", "beam"]
 LayerMatch = Literal["supervise", "copy", "even"]
 Projection = Literal["none", "learned"]
 HIDDEN_PROJECTION = "hidden_projection"
-"""Module of a student in training that is no part of the trained model."""
+EXPERT_PRIOR = "expert_prior"
+TRAINING_ONLY = (HIDDEN_PROJECTION, EXPERT_PRIOR)
+"""Modules of a model in training that are no part of the trained model."""
+ExpertPrior = Literal["uniform", "learned"]
+ExpertAssignment = Literal["hard", "soft"]
+"""How the probabilities of the experts of a mixture are known, and which of them learn."""
 
 # Search.
 LengthPenaltyForm = Literal["fairseq", "gnmt"]

@@ -19,6 +19,8 @@ from ds_seq.names import (
     BASE,
     ROUTER_LOSSES,
     CandidateSearch,
+    ExpertAssignment,
+    ExpertPrior,
     Smoothing,
     UtilityName,
 )
@@ -109,15 +111,27 @@ class MinimumRiskConfig(Config):
 
 
 class HardEmConfig(Config):
-    """A mixture of experts that share all weights: only the best one of a sentence learns from it.
+    """A mixture of experts that share all weights; only the best one of a sentence learns from it.
 
-    Shen et al., 2019, arXiv:1902.07816 (hMoEup). An expert is a symbol that starts the decoder.
+    Shen et al., 2019, arXiv:1902.07816 (hMoEup, hMoElp, sMoEup, sMoElp). An expert is a symbol that
+    starts the decoder.
     """
 
     name: Literal["hard_em"] = Field(default="hard_em", description="Selects this criterion.")
     experts: Annotated[list[_Name], Field(min_length=2)] = Field(
         description="A symbol of data.vocab.user_symbols for each expert, such as "
         "`[<expert1>, <expert2>]`; `generation.expert` chooses one of them.",
+    )
+    prior: ExpertPrior = Field(
+        default="uniform",
+        description="Probabilities of the experts before the target is seen: all equal "
+        "(`uniform`), or those of a network that reads the encoded source (`learned`).",
+    )
+    assignment: ExpertAssignment = Field(
+        default="hard",
+        description="Who learns from a sentence: the best expert (`hard`), or each expert by its "
+        "share in the probability of the target (`soft`). A soft batch takes the memory of as "
+        "many batches as there are experts.",
     )
     label_smoothing: Probability = Field(
         default=0.1,
@@ -128,6 +142,11 @@ class HardEmConfig(Config):
         default="fairseq",
         description="Tokens that share this mass: all others (`fairseq`) or all (`torch`).",
     )
+
+    @property
+    def num_passes(self) -> int:
+        """How often the model reads each batch in training with gradients."""
+        return len(self.experts) if self.assignment == "soft" else 1
 
     @field_validator("experts")
     @classmethod

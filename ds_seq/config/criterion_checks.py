@@ -108,10 +108,14 @@ def adaptive_errors(config: ExperimentConfig) -> Errors:
 
 
 def mixture_errors(config: ExperimentConfig) -> Errors:
-    """Return experts of a mixture that do not exist."""
-    (where, _), vocab = config.base_criterion, config.data.vocab.target_side
+    """Return experts of a mixture that do not exist, and a prior that the model cannot learn."""
+    (where, criterion), vocab = config.base_criterion, config.data.vocab.target_side
     experts, expert = config.experts, config.generation.expert
     errors = []
+    if isinstance(criterion, HardEmConfig) and criterion.prior == "learned":
+        if config.model.name != "transformer":
+            message = f"learned needs model.name transformer, not {config.model.name}; use uniform"
+            errors.append((f"{where}.prior", message))
     if expert != 1 and (expert == "all" or expert > len(experts)):
         there_are = f"{len(experts)} experts" if experts else "no experts (criterion hard_em)"
         why = "a validation needs one of them" if experts else "leave it out"

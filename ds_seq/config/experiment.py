@@ -104,7 +104,7 @@ class ExperimentConfig(Config):
     def num_passes(self) -> int:
         """How often the model reads each batch in training."""
         _, criterion = self.base_criterion
-        if isinstance(criterion, CrossEntropyConfig | MinimumRiskConfig):
+        if isinstance(criterion, CrossEntropyConfig | MinimumRiskConfig | HardEmConfig):
             return criterion.num_passes
         return 1
 
@@ -133,7 +133,7 @@ class ExperimentConfig(Config):
             ({"criterion", "model"}, partial(weight_errors, self)),
             ({"criterion", "task"}, partial(pair_errors, self)),
             ({"criterion", "model", "data"}, partial(adaptive_errors, self)),
-            ({"criterion", "data", "generation"}, partial(mixture_errors, self)),
+            ({"criterion", "data", "generation", "model"}, partial(mixture_errors, self)),
             ({"train", "model"}, self._adapter_errors),
             ({"model", "data"}, self._adapter_tag_errors),
             ({"train", "data"}, self._validation_errors),

@@ -135,7 +135,8 @@ def _hard_em(
 
     assert generation is not None, "hard_em needs the vocabulary of the run"
     starts = expert_ids(generation.tokenizer, config.experts)
-    return HardEm(starts, CrossEntropy(config.label_smoothing, config.smoothing))
+    cross_entropy = CrossEntropy(config.label_smoothing, config.smoothing)
+    return HardEm(starts, cross_entropy, config.assignment)
 
 
 def _model_and_base(

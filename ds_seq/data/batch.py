@@ -55,6 +55,15 @@ class Candidates(NamedTuple):
     """Number of tokens of all references."""
 
 
+class Mixture(NamedTuple):
+    """What is known of a batch that has each sentence once for each expert of a mixture."""
+
+    shares: Tensor
+    """(K, B) float32, probability of each expert given the sentence and its target."""
+    num_tokens: int
+    """Number of target tokens of the sentences."""
+
+
 class Seq2SeqInputs(NamedTuple):
     """The inputs of an encoder-decoder."""
 
@@ -91,6 +100,7 @@ class Batch(Generic[InputsT]):
             row of padding.
         teacher: top tokens of a cached teacher, one row per real label, or None.
         candidates: what is known of the targets if a criterion has generated them, or None.
+        mixture: what is known of the experts if the batch has all sentences once for each, or None.
     """
 
     indices: Tensor
@@ -101,11 +111,13 @@ class Batch(Generic[InputsT]):
     num_sentences: int
     teacher: TopTokens | None = None
     candidates: Candidates | None = None
+    mixture: Mixture | None = None
 
     @property
     def counted_tokens(self) -> int:
         """Number of tokens by which the loss of the batch is divided: those of the data."""
-        return self.num_tokens if self.candidates is None else self.candidates.num_tokens
+        made = self.candidates or self.mixture
+        return self.num_tokens if made is None else made.num_tokens
 
     @cached_property
     def real_labels(self) -> Tensor:
@@ -143,6 +155,7 @@ class Batch(Generic[InputsT]):
             mask=once(self.mask),
             teacher=None if self.teacher is None else TopTokens(*map(once, self.teacher)),
             candidates=None if self.candidates is None else Candidates(*map(once, self.candidates)),
+            mixture=None if self.mixture is None else Mixture(*map(once, self.mixture)),
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.models.output import LayerOutputs, ModelOutput
-from ds_seq.names import HIDDEN_PROJECTION, Stack
+from ds_seq.names import HIDDEN_PROJECTION, TRAINING_ONLY, Stack
 
 
 class HiddenProjection(nn.Module):
@@ -100,7 +100,7 @@ def build_projection(
 
 
 def without_projection(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Iterate over the parameters of a student by name, without those of its projection."""
+    """Iterate over the parameters of a model by name, without those that only training has."""
     for name, parameter in model.named_parameters():
-        if not name.startswith(f"{HIDDEN_PROJECTION}."):
+        if name.partition(".")[0] not in TRAINING_ONLY:
             yield name, parameter

@@ -93,3 +93,6 @@ class ModelOutput(NamedTuple):
     label_log_probs: Tensor | None = None
     """(N,) float32 log-probabilities of the correct tokens alone, from a model with adaptive
     softmax that was given `TextInputs.labels`."""
+    expert_log_probs: Tensor | None = None
+    """(B, K) float32 log-probabilities of the experts of a mixture given the source, if a prior is
+    learned, see `ds_seq.models.expert_prior`."""

@@ -52,6 +52,7 @@ class Seq2SeqTransformer(nn.Module):
         adapters: how the adapter of each sentence is chosen; None for a model without adapters, and
             for one that passes through none of them.
         encoder_input: language model that embeds source tokens; None: an embedding does.
+        expert_prior: prior of the experts of a mixture that learns one; else None.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Seq2SeqTransformer(nn.Module):
         self.markers = markers
         self.adapters: AdapterChoice | None = None
         self.encoder_input: LanguageModelInput | None = None
+        self.expert_prior: nn.Module | None = None
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
@@ -108,6 +110,7 @@ class Seq2SeqTransformer(nn.Module):
             sum_losses([encoded.router_losses, decoder_losses]),
             encoded.moe_stats + [layer.stats for layer in decoded.aux],
             None if capture == "none" else _layer_outputs(encoded, decoded),
+            expert_log_probs=self._expert_log_probs(encoded),
         )
 
     def encode(
@@ -193,6 +196,11 @@ class Seq2SeqTransformer(nn.Module):
         table = self.target_embedding if embedding is None else embedding
         embedded: Tensor = table(source)
         return embedded
+
+    def _expert_log_probs(self, encoded: EncoderOutput) -> Tensor | None:
+        if self.expert_prior is None:
+            return None
+        return self.expert_prior(encoded.hidden, encoded.mask)  # type: ignore[no-any-return]
 
     def _decoder_context(self, encoded: EncoderOutput) -> Context:
         mask = padding_mask(encoded.mask, encoded.hidden)

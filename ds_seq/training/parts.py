@@ -9,6 +9,7 @@ from torch import nn
 
 from ds_seq.config.criterion import HardEmConfig, MinimumRiskConfig
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.criterions import Criterion, Teacher, build_criterion
 from ds_seq.data.corpora import CorporaDataset
 from ds_seq.data.source import Dataset
@@ -17,8 +18,9 @@ from ds_seq.distill.teacher import LiveTeacher
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.models import attach_adapters, build_model
+from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.engine import connect_expert_parallel
-from ds_seq.names import HIDDEN_PROJECTION
+from ds_seq.names import EXPERT_PRIOR, HIDDEN_PROJECTION, TRAINING_ONLY
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.surgery.upcycle import start_from
@@ -30,11 +32,11 @@ from ds_seq.training.trainable import freeze
 from ds_seq.weights.fill import Allowed, load_weights
 from ds_seq.weights.selection import Selection
 
-# what a run that has learned a projection leaves behind if it resumes without one
-_PROJECTION_LEFT = Allowed(
-    unexpected=Selection((HIDDEN_PROJECTION,)),
-    hint=f"; a projection ({HIDDEN_PROJECTION}) cannot be added at a resume, so start another run "
-    "with train.init_from",
+# what a run that has learned a projection or a prior leaves behind if it resumes without one
+_TRAINING_LEFT = Allowed(
+    unexpected=Selection(TRAINING_ONLY),
+    hint=f"; a projection ({HIDDEN_PROJECTION}) or a learned prior ({EXPERT_PRIOR}) cannot be "
+    "added at a resume, so start another run with train.init_from",
 )
 
 if TYPE_CHECKING:
@@ -75,8 +77,9 @@ def build_start(
     freeze(model, (*train.freeze, *frozen), train.trainable)
     if isinstance(teacher, LiveTeacher):
         lines += _attach_projection(model, setup, teacher)
+    lines += _attach_prior(model, setup.config)
     if setup.checkpoint is not None:
-        load_weights(model, setup.checkpoint, checked=True, allowed=_PROJECTION_LEFT)
+        load_weights(model, setup.checkpoint, checked=True, allowed=_TRAINING_LEFT)
     return model, lines
 
 
@@ -88,6 +91,20 @@ def _attach_projection(model: nn.Module, setup: RunSetup, teacher: LiveTeacher) 
     attach_projection(model, projection)
     size = sum(parameter.numel() for parameter in projection.parameters())
     return [f"hidden.projection: {size:,} parameters, which only the training has"]
+
+
+def _attach_prior(model: nn.Module, config: ExperimentConfig) -> list[str]:
+    """Add the prior that a mixture learns."""
+    where, base = config.base_criterion
+    if not isinstance(base, HardEmConfig) or base.prior == "uniform":
+        return []
+    from ds_seq.models.expert_prior import attach_prior  # only where it is used
+
+    section = config.model
+    assert isinstance(model, Seq2SeqTransformer) and isinstance(section, TransformerConfig)
+    sizes = (section.d_model, len(base.experts))
+    size = attach_prior(model, *sizes, section.dropout, config.train.seed)
+    return [f"{where}.prior: {size:,} parameters, which only the training has"]
 
 
 def _mark(model: Markers, markers: Mapping[str, int], tokenizer: Tokenizer) -> None:

@@ -16,7 +16,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -213,7 +213,7 @@ class TensorFolder:
         kind: kind of tensors, the first part of the file names.
         checked: whether `check_checkpoint` has compared the checksums, so that `verify` need not.
         replaced_by: kind of tensors that take the place of those of the same name.
-        without: name of a module whose tensors are left out.
+        without: names of modules whose tensors are left out.
 
     Raises:
         UserError: a file is missing, truncated or damaged.
@@ -225,10 +225,11 @@ class TensorFolder:
         kind: str,
         checked: bool = False,
         replaced_by: str | None = None,
-        without: str | None = None,
+        without: Sequence[str] = (),
     ) -> None:
         self.path = folder
         self._where: dict[str, Any] = {}
+        left_out = tuple(f"{name}." for name in without)
         meta: CheckpointFiles = read_meta(folder)
         self._version = meta["format_version"]
         sizes: dict[str, int] = {}
@@ -245,7 +246,7 @@ class TensorFolder:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: damaged ({error}); use another checkpoint") from error
             for key in handle.keys():  # noqa: SIM118 - not a dict
-                if without is None or not key.startswith(f"{without}."):
+                if not key.startswith(left_out):
                     self._where[key] = handle
 
     def __contains__(self, key: object) -> bool:

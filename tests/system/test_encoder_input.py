@@ -99,7 +99,7 @@ def test_ranks_change_nothing(lab: Lab, tmp_path: Path, stage: str, weights: str
     more = f", weights: {weights}, layers: mix, model: {{dropout: 0.0}}"
     same = ("model.dropout=0.0", f"train.deepspeed=configs/ds_config/{stage}.json")
     for ranks in (1, 2):
-        settings = _settings(folder, tmp_path / str(ranks), 3, more)
+        settings = _settings(folder, tmp_path / str(ranks), 2, more)
         group = f"train.accumulate={2 // ranks}"
         train(lab.dense, *settings, *same, group, ranks=ranks)[0].check()
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")

@@ -13,10 +13,10 @@ from tests.system.runs import NO_VALIDATION, TINY, Lab, losses, records
 EXPERTS = ("<one>", "<two>")
 
 
-def _settings(lab: Lab, folder: Path) -> tuple[str | Path, ...]:
+def _settings(lab: Lab, folder: Path, more: str = "") -> tuple[str | Path, ...]:
     names = ", ".join(EXPERTS)
     vocab = f"data.vocab={{size: 260, model_type: bpe, user_symbols: [{names}]}}"
-    base = f"criterion.base={{name: hard_em, experts: [{names}]}}"
+    base = f"criterion.base={{name: hard_em, experts: [{names}]{more}}}"
     limits = ("model.dropout=0", "model.moe.capacity_factor=null", "train.max_sentences=3")
     sgd = "optimizer={name: sgd, lr: 0.1}"
     run = (*TINY, *NO_VALIDATION, *limits, "train.max_tokens=500", "train.log_every=1", sgd)
@@ -65,3 +65,25 @@ def test_layouts_make_the_same_mixture(lab: Lab, folder: Path, stage: int) -> No
     train(*settings, ranks=2)[0].check()
     for update, loss in losses(folder / "run").items():
         assert losses(run)[update] == pytest.approx(loss, rel=1e-4), f"update {update}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("assignment", ["hard", "soft"])
+def test_a_learned_prior_is_that_of_any_layout_and_is_left_behind(
+    lab: Lab, folder: Path, stage: int, assignment: str
+) -> None:
+    zero = f"train.deepspeed={Path(__file__).parents[2]}/configs/ds_config/zero{stage}.json"
+    settings = _settings(lab, folder, f", prior: learned, assignment: {assignment}")
+    runs = [folder / f"{assignment}{stage}-{ranks}" for ranks in (1, 2)]
+    one = ("train.expert_parallel=1", "train.accumulate=2")
+    for number, run in enumerate(runs):
+        layout = (zero, f"run_dir={run}", *(() if number else one))
+        half, whole = ("train.max_updates=2",), ("train.max_updates=4", "--resume")
+        for length in (half, whole):
+            said = train(*settings, *layout, *length, ranks=number + 1)[0].check().err
+            assert "prior: " in said
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-4)
+    few = ("--input", folder / "few.en", "--checkpoint", "last", "--max-len-b", "4")
+    (folder / "few.en").write_text("A sentence.\n")
+    generate(runs[0], *few, "--expert", "2")[0].check()

@@ -23,7 +23,7 @@ from ds_seq.errors import UserError
 from ds_seq.names import CONFIG_FILE as CONFIG_FILE
 from ds_seq.names import EXPORT_FILE as EXPORT_FILE
 from ds_seq.names import EXPORT_SUFFIX as EXPORT_SUFFIX
-from ds_seq.names import HIDDEN_PROJECTION
+from ds_seq.names import TRAINING_ONLY
 from ds_seq.runs.card import ModelCard, StoredRun
 from ds_seq.runs.formats.huggingface.source import LINK_FILE, open_link
 from ds_seq.text.build import load_tokenizers, read_tokenizers
@@ -169,7 +169,7 @@ def checkpoint_weights(folder: Path, kind: str | None) -> TensorFolder:
             f"out :{EMA}"
         )
     average = None if kind == RAW else EMA
-    return TensorFolder(folder, "weights", replaced_by=average, without=HIDDEN_PROJECTION)
+    return TensorFolder(folder, "weights", replaced_by=average, without=TRAINING_ONLY)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:

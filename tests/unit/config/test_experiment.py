@@ -209,3 +209,13 @@ def test_experts_of_a_mixture_exist(
     with pytest.raises(ValidationError) as refused:
         make(criterion=criterion, data=data, generation={"expert": expert})
     assert said.split(": ", 1)[1] in str(refused.value)
+
+
+def test_a_prior_is_learned_from_the_encoder_of_a_transformer(
+    make: MakeConfig, minimal: dict[str, Any]
+) -> None:
+    criterion = {"name": "hard_em", "experts": ["<a>", "<b>"], "prior": "learned"}
+    data = {**minimal["data"], "vocab": {"user_symbols": ["<a>", "<b>"]}}
+    assert make(criterion={**criterion, "assignment": "soft"}, data=data).num_passes == 2
+    with pytest.raises(ValidationError, match="prior: learned needs model.name transformer"):
+        make(criterion=criterion, data=data, model={"name": "recurrent"})
