@@ -21,8 +21,15 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ds_seq.config.model import ConvolutionalConfig, ModelConfig, RecurrentConfig, TransformerConfig
-from ds_seq.config.model.decoder_only import DecoderOnlyConfig
+from ds_seq.config.model import (
+    ConvolutionalConfig,
+    ConvolutionalLmConfig,
+    DecoderOnlyConfig,
+    ModelConfig,
+    RecurrentConfig,
+    RecurrentLmConfig,
+    TransformerConfig,
+)
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.data.text_batch import TextInputs
 from ds_seq.models import build_model
@@ -42,6 +49,15 @@ _SIZES: dict[str, Any] = {
 }
 
 
+_OTHERS: Mapping[str, Any] = {
+    "convolutional": ConvolutionalConfig,
+    "convolutional_lm": ConvolutionalLmConfig,
+    "recurrent": RecurrentConfig,
+    "recurrent_lm": RecurrentLmConfig,
+}
+"""Models that are no Transformer."""
+
+
 class Part(NamedTuple):
     """A part of one of our tensors: a tensor of theirs times a factor."""
 
@@ -49,6 +65,8 @@ class Part(NamedTuple):
     factor: float = 1.0
     skip: int = 0
     """Rows of theirs that are left out, of positions before the first."""
+    end: int | None = None
+    """The row of theirs before which a part ends."""
     last_first: bool = False
     """Whether their last dimension is our first, of kernels."""
     columns: slice = slice(None)
@@ -94,7 +112,7 @@ def _decoder_alone(model: Any) -> nn.Module:
 def _joined(theirs: dict[str, Tensor], parts: list[Part], invert: bool) -> Tensor:
     joined = []
     for part in parts:
-        tensor = theirs[part.name][part.skip :][..., part.columns]
+        tensor = theirs[part.name][part.skip : part.end][..., part.columns]
         tensor = tensor.movedim(-1, 0) if part.last_first else tensor
         joined.append(tensor * (1.0 / part.factor if invert else part.factor))
     return torch.cat(joined)
@@ -104,10 +122,8 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
     """Return the largest error of the outputs and of all gradients, relative to their largest."""
     section, names = cases[case]
     cfg: ModelConfig
-    if section.get("name") == "convolutional":
-        cfg = ConvolutionalConfig.model_validate(section)
-    elif section.get("name") == "recurrent":
-        cfg = RecurrentConfig.model_validate(section)
+    if section.get("name") in _OTHERS:
+        cfg = _OTHERS[section["name"]].model_validate(section)
     elif section.get("name") == "decoder_only":
         sizes = {key: value for key, value in _SIZES.items() if key != "encoder_layers"}
         cfg = DecoderOnlyConfig.model_validate({**sizes, **section})

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from parity import fairseq_lm_side
 from parity.fairseq_axes_side import model_of, run
 from parity.peer_tensors import save_cases
 
@@ -44,13 +45,38 @@ GATED = {
         "--decoder-out-embed-dim 32 --share-input-output-embed"
     ),
 }
+_LM = (
+    "--decoder-embed-dim 32 --decoder-ffn-embed-dim 48 --decoder-attention-heads 4 "
+    "--decoder-layers 2 --decoder-kernel-size-list [3,7]"
+)
+_BANDS = "--criterion adaptive_loss --adaptive-softmax-cutoff 12,20"
+LANGUAGE_MODELS = {
+    "lightconv_lm": f"--arch lightconv_lm {_LM}",
+    "lightconv_lm, light, tied": (
+        f"--arch lightconv_lm {_LM} --decoder-conv-type lightweight "
+        "--share-decoder-input-output-embed"
+    ),
+    "fconv_lm": (
+        "--arch fconv_lm --decoder-embed-dim 32 "
+        "--decoder-layers [(24,3),(16,1,0),(16,4,0),(40,1,3),(40,2)]"
+    ),
+    "fconv_lm, adaptive": (
+        f"--arch fconv_lm --decoder-embed-dim 32 --decoder-layers [(48,4)]*2 {_BANDS}"
+    ),
+}
 
 
 def main(out: str) -> None:
     """Run all cases."""
     models = {case: model_of(f"{_SIZES} {flags}", "lightconv") for case, flags in CASES.items()}
     models |= {case: model_of(flags, "fconv", "") for case, flags in GATED.items()}
-    save_cases({case: (model, run(model)) for case, model in models.items()}, out)
+    cases = {case: (model, run(model)) for case, model in models.items()}
+    for case, flags in LANGUAGE_MODELS.items():
+        more = "--attention-dropout 0 --weight-dropout 0 --input-dropout 0 --relu-dropout 0"
+        dropout = f"--dropout 0 {more}" if "lightconv" in case else "--dropout 0"
+        model = fairseq_lm_side.model_of(flags, "", dropout)
+        cases[case] = (model, fairseq_lm_side.run(model))
+    save_cases(cases, out)
     print(json.dumps({"fairseq-fixed": version("fairseq-fixed")}))
 
 

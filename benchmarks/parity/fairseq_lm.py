@@ -61,6 +61,39 @@ def _case(**fields: object) -> tuple[dict[str, object], Names]:
     return {"name": "decoder_only", **fields}, names
 
 
+def adaptive_output(cutoffs: Sequence[int]) -> Names:
+    """Return the names of an adaptive softmax with tables of its own."""
+    head = "decoder.adaptive_softmax.head.weight"
+    names: Names = {
+        "output.bands.0.weight": [Part(head, end=cutoffs[0])],
+        "output.choice.weight": [Part(head, skip=cutoffs[0])],
+    }
+    for number in range(len(cutoffs)):
+        tail = f"decoder.adaptive_softmax.tail.{number}"
+        names[f"output.bands.{number + 1}.weight"] = [Part(f"{tail}.2.weight")]
+        names[f"output.bands.{number + 1}.projection"] = [Part(f"{tail}.0.weight", last_first=True)]
+    return names
+
+
+def _adaptive(is_tied: bool) -> tuple[dict[str, object], Names]:
+    """Return the fields of a model with adaptive softmax, and where its weights come from."""
+    fields, names = _case(positions=SINUSOIDAL, norm_position="pre", share_embeddings="none")
+    if not is_tied:
+        del names["output.weight"]
+        bands = {"cutoffs": CUTOFFS, "input": False}
+        return {**fields, "activation": "gelu", "adaptive": bands}, names | adaptive_output(CUTOFFS)
+    names = {ours: parts for ours, parts in names.items() if ".layers." in ours}
+    for band in range(len(CUTOFFS) + 1):
+        place = f"decoder.embed_tokens.embeddings.{band}"
+        names[f"target_embedding.bands.{band}.weight"] = [Part(f"{place}.0.weight")]
+        names[f"target_embedding.bands.{band}.projection"] = [Part(f"{place}.1.weight")]
+    names["output.choice.weight"] = [Part("decoder.adaptive_softmax.head.class_proj.weight")]
+    bands = {"cutoffs": CUTOFFS, "tie_projections": True}
+    more = {"share_embeddings": "all", "final_norm": False, "adaptive": bands}
+    return {**fields, **more}, names
+
+
+CUTOFFS = [12, 20]
 CASES: Cases = {
     "transformer_lm": _case(positions=SINUSOIDAL, share_embeddings="none"),
     "transformer_lm_gpt, tied": _case(
@@ -73,6 +106,8 @@ CASES: Cases = {
         positions="learned", norm_position="pre", share_embeddings="none", embedding_norm=True,
         embedding_scale=False,
     ),
+    "adaptive, tied": _adaptive(is_tied=True),
+    "adaptive softmax": _adaptive(is_tied=False),
 }  # fmt: skip
 
 

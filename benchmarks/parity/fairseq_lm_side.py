@@ -28,6 +28,8 @@ _SIZES = (
     "--decoder-embed-dim 32 --decoder-input-dim 32 --decoder-output-dim 32 "
     "--decoder-ffn-embed-dim 48 --decoder-attention-heads 4 --decoder-layers 2"
 )
+_DROPOUT = "--dropout 0 --attention-dropout 0"
+_BANDS = "--criterion adaptive_loss --adaptive-softmax-cutoff 12,20"
 CASES = {
     "transformer_lm": "--arch transformer_lm",
     "transformer_lm_gpt, tied": "--arch transformer_lm_gpt --share-decoder-input-output-embed",
@@ -35,14 +37,19 @@ CASES = {
     "embedding norm, unscaled": (
         "--arch transformer_lm_big --decoder-learned-pos --layernorm-embedding --no-scale-embedding"
     ),
+    "adaptive, tied": (
+        f"--arch transformer_lm_big {_BANDS} --adaptive-input --adaptive-input-cutoff 12,20 "
+        "--tie-adaptive-weights --tie-adaptive-proj --no-decoder-final-norm"
+    ),
+    "adaptive softmax": f"--arch transformer_lm_gpt {_BANDS}",
 }
 _BLOCKS = 20
 
 
-def model_of(flags: str) -> nn.Module:
+def model_of(flags: str, sizes: str = _SIZES, dropout: str = _DROPOUT) -> nn.Module:
     """Return a model with these flags, with weights drawn anew."""
-    words = ["unused", "--cpu", "--task", "language_modeling", *_SIZES.split(), *flags.split()]
-    words += ["--dropout", "0", "--attention-dropout", "0"]
+    words = ["unused", "--cpu", "--task", "language_modeling", *sizes.split(), *flags.split()]
+    words += dropout.split()
     words += ["--tokens-per-sample", str(MAX_POSITIONS)]
     arguments = options.parse_args_and_arch(options.get_training_parser(), input_args=words)
     config = convert_namespace_to_omegaconf(arguments)
@@ -54,8 +61,26 @@ def run(model: nn.Module) -> dict[str, Tensor]:
     """Return inputs of a model, and its output."""
     values = sequences(VOCAB)
     values = {"target": values["target"], "target_mask": values["target_mask"]}
-    logits, _ = model(values["target"])
-    return {**values, "output": logits[values["target_mask"]]}
+    return {**values, "output": scores(model, values["target"])[values["target_mask"]]}
+
+
+def scores(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the logits (B, T, V) of a model, or log-probabilities of an adaptive softmax.
+
+    fairseq's own function for these changes tensors in place, and has no gradients.
+    """
+    output, _ = model(tokens)
+    softmax = model.decoder.adaptive_softmax
+    if softmax is None:
+        return output
+    head = softmax.head(output.flatten(0, 1)).log_softmax(-1)
+    parts = [head[:, : softmax.cutoff[0]]]
+    for number, tail in enumerate(softmax.tail):
+        chosen = head[:, softmax.cutoff[0] + number, None]
+        parts.append(tail(output.flatten(0, 1)).log_softmax(-1) + chosen)
+    found = torch.cat(parts, 1).unflatten(0, output.shape[:2])
+    torch.testing.assert_close(found, softmax.get_log_prob(output, None))
+    return found
 
 
 def logits_of(data: str, checkpoint: str) -> list[Any]:
@@ -67,7 +92,7 @@ def logits_of(data: str, checkpoint: str) -> list[Any]:
     task.load_dataset("test")
     texts = (task.datasets["test"][n]["source"] for n in range(_BLOCKS))
     with torch.no_grad():
-        return [(text.tolist(), model(text[None])[0][0]) for text in texts]
+        return [(text.tolist(), scores(model, text[None])[0]) for text in texts]
 
 
 def main(out: str, *checkpoint: str) -> None:

@@ -62,8 +62,8 @@ def _side_errors(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             message = "missing: task language_modeling reads text of one side; give its language "
             yield "data.language", message + "instead of source_lang and target_lang"
         if not reads_text and ":" not in model.name:  # one from outside may read text
-            message = f"{model.name} has a source; a language model is decoder_only or recurrent_lm"
-            yield "model.name", message
+            message = f"{model.name} has a source; a language model is decoder_only, recurrent_lm "
+            yield "model.name", f"{message}or convolutional_lm"
         if model.name == "encoder_only":
             message = "encoder_only sees the tokens to predict; use decoder_only, or set task: "
             yield "model.name", message + "{name: masked_language_modeling}"

@@ -38,6 +38,12 @@ def _convolutional(*args: Any, **kwargs: Any) -> nn.Module:
     return build_convolutional(*args, **kwargs)
 
 
+def _convolutional_lm(*args: Any, **kwargs: Any) -> nn.Module:
+    from ds_seq.models.build.convolutional import build_convolutional_lm  # only where it is used
+
+    return build_convolutional_lm(*args, **kwargs)
+
+
 def _decoder_only(*args: Any, **options: Any) -> nn.Module:
     from ds_seq.models.build.one_stack import build_decoder_only  # only where it is used
 
@@ -55,6 +61,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "recurrent": _recurrent,
     "recurrent_lm": _recurrent_lm,
     "convolutional": _convolutional,
+    "convolutional_lm": _convolutional_lm,
     "decoder_only": _decoder_only,
     "encoder_only": _encoder_only,
 }

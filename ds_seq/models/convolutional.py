@@ -132,8 +132,10 @@ class GatedLayer(nn.Module):
 
     Args:
         convolution: the convolution.
-        residual: maps the layer's input to the width of its output; None if it has it.
-        attention: attention to the source, or None in an encoder.
+        residual: maps what is added to the width of the output; None if it has it.
+        attention: attention to the source; None in an encoder or a language model.
+        back: whose input is added: 1 for that of this layer, 2 for that of the one before it; 0
+            for none.
     """
 
     def __init__(
@@ -141,17 +143,19 @@ class GatedLayer(nn.Module):
         convolution: GatedConvolution,
         residual: nn.Module | None,
         attention: SourceAttention | None,
+        back: int,
     ) -> None:
         super().__init__()
         self.convolution, self.residual, self.attention = convolution, residual, attention
+        self.back = back
 
     def forward(
-        self, x: Tensor, units: Tensor, embedded: Tensor, source: Source | None
+        self, inputs: Sequence[Tensor], units: Tensor, embedded: Tensor, source: Source | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the layer's output, given what its convolution has made of its input.
 
         Args:
-            x: input of the layer (B, T, C).
+            inputs: inputs (B, T, C) of the layers up to this one, of which the last `back` matter.
             units: output of the convolution (B, T, C').
             embedded: embeddings of the tokens (B, T, D).
             source: the encoded source, in a decoder.
@@ -162,28 +166,31 @@ class GatedLayer(nn.Module):
         weights = None
         if self.attention is not None:
             units, weights = self.attention(units, embedded, source)
-        kept = x if self.residual is None else self.residual(x)
-        return (units + kept) * _HALF, weights
+        if not self.back:
+            return units, weights
+        added = inputs[-self.back]
+        added = added if self.residual is None else self.residual(added)
+        return (units + added) * _HALF, weights
 
 
 class GatedStack(nn.Module):
     """Positions, a map to the channels of the first layer, layers, and a map of the last one's.
 
     Args:
-        positions: adds positions to embeddings.
+        positions: adds positions to embeddings; None for a stack without.
         input: maps embeddings to the channels of the first layer.
         layers: the layers.
-        output: maps the channels of the last layer to the width of the output.
+        output: maps the channels of the last layer to the width of the output; None for none.
         causal: whether position t takes from positions <= t only.
         dropout: dropout on embeddings and on the input of each convolution.
     """
 
     def __init__(
         self,
-        positions: LearnedPositions,
+        positions: LearnedPositions | None,
         input: nn.Module,
         layers: Sequence[GatedLayer],
-        output: nn.Module,
+        output: nn.Module | None,
         causal: bool,
         dropout: float,
     ) -> None:
@@ -191,6 +198,7 @@ class GatedStack(nn.Module):
         self.positions, self.input, self.output = positions, input, output
         self.layers = nn.ModuleList(layers)
         self.causal, self.dropout = causal, dropout
+        self._reach = max(1, *(layer.back for layer in layers))  # how many inputs are kept
 
     def forward(
         self, x: Tensor, mask: Tensor | None, source: Source | None
@@ -207,33 +215,38 @@ class GatedStack(nn.Module):
             The output (B, T, D'), the embeddings with their positions (B, T, D), and the weights of
             each layer's attention (B, T, S).
         """
-        embedded = self.embed(x, 0)
-        x, maps = self.input(embedded), []
+        embedded = dropout(self._placed(x, 0), self.dropout, self.training)
+        inputs, maps = [self.input(embedded)], []
         for layer in self._layers():
-            inner = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+            inner = inputs[-1] if mask is None else inputs[-1].masked_fill(~mask[..., None], 0.0)
             inner = dropout(inner, self.dropout, self.training)
             size = layer.convolution.size
             units = layer.convolution(inner, size - 1 if self.causal else (size - 1) // 2)
-            x, weights = layer(x, units, embedded, source)
+            x, weights = layer(inputs, units, embedded, source)
+            inputs = [*inputs, x][-self._reach :]
             if weights is not None:
                 maps.append(weights)
-        return self.output(x), embedded, maps
-
-    def embed(self, x: Tensor, start: int) -> Tensor:
-        """Add positions from `start` on to embedded tokens (B, T, D)."""
-        return dropout(self.positions(x, start, x.size(1)), self.dropout, self.training)
+        return self._mapped(inputs[-1]), embedded, maps
 
     def step(self, x: Tensor, cache: ConvolutionalCache) -> Tensor:
         """Call all layers on the newest tokens of all hypotheses, embedded (N, D)."""
-        embedded = self.positions(x[:, None], cache.length, 1).view(-1, cache.beam, x.size(-1))
+        embedded = self._placed(x[:, None], cache.length).view(-1, cache.beam, x.size(-1))
         cache.length += 1
-        hidden = self.input(embedded)
+        inputs = [self.input(embedded)]
         for number, layer in enumerate(self._layers()):
-            under = cache.append(number, hidden.flatten(0, 1), layer.convolution.size)
+            under = cache.append(number, inputs[-1].flatten(0, 1), layer.convolution.size)
             units = layer.convolution.step(under).unflatten(0, (-1, cache.beam))
-            hidden, _ = layer(hidden, units, embedded, cache.source)
-        output: Tensor = self.output(hidden.flatten(0, 1))
-        return output
+            hidden, _ = layer(inputs, units, embedded, cache.source)
+            inputs = [*inputs, hidden][-self._reach :]
+        return self._mapped(inputs[-1].flatten(0, 1))
+
+    def _placed(self, x: Tensor, start: int) -> Tensor:
+        """Add positions from `start` on to embedded tokens (B, T, D)."""
+        return x if self.positions is None else self.positions(x, start, x.size(1))
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        mapped: Tensor = x if self.output is None else self.output(x)
+        return mapped
 
     def _layers(self) -> Sequence[GatedLayer]:
         return cast(Sequence[GatedLayer], self.layers)
@@ -243,12 +256,14 @@ class ConvolutionalCache:
     """What step-by-step decoding keeps: the tokens under each kernel, the source per sentence.
 
     Args:
-        source: the source of B sentences.
+        source: the source of B sentences; None for texts without.
+        num_sentences: B.
         beam: number of hypotheses per sentence, K.
     """
 
-    def __init__(self, source: Source, beam: int) -> None:
+    def __init__(self, source: Source | None, num_sentences: int, beam: int) -> None:
         self.source, self.beam, self.length = source, beam, 0
+        self._num_sentences = num_sentences
         self._under: list[Tensor] = []  # of each layer (N, size, C)
 
     def append(self, layer: int, x: Tensor, size: int) -> Tensor:
@@ -261,16 +276,18 @@ class ConvolutionalCache:
 
     def reorder(self, rows: Tensor) -> None:
         """Let hypothesis n continue hypothesis `rows[n]`, (N,) int64, of the same sentence."""
-        if not is_identity(rows, len(self.source.mask) * self.beam):
+        if not is_identity(rows, self._num_sentences * self.beam):
             self._under = [each.index_select(0, rows) for each in self._under]
 
     def keep_sentences(self, kept: Tensor) -> None:
         """Keep only the sentences `kept`, (B',) int64, with all their hypotheses."""
-        if is_identity(kept, len(self.source.mask)):
+        if is_identity(kept, self._num_sentences):
             return
+        self._num_sentences = len(kept)
         rows = (kept[:, None] * self.beam + torch.arange(self.beam, device=kept.device)).flatten()
         self._under = [each.index_select(0, rows) for each in self._under]
-        self.source = self.source.select(kept)
+        if self.source is not None:
+            self.source = self.source.select(kept)
 
 
 class ConvolutionalModel(nn.Module):
@@ -337,7 +354,7 @@ class ConvolutionalModel(nn.Module):
             beam: number of hypotheses per sentence, K.
             max_length: largest number of steps; not used.
         """
-        return ConvolutionalCache(encoded, beam)
+        return ConvolutionalCache(encoded, len(encoded.mask), beam)
 
     def decode_step(self, tokens: Tensor, cache: ConvolutionalCache) -> Tensor:
         """Append one token to each hypothesis and score the next.

@@ -14,15 +14,11 @@ from torch import Tensor, nn
 
 from ds_seq.data.text_batch import TextInputs
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.output import (
-    EncoderOutput,
-    LayerOutputs,
-    ModelOutput,
-    StackResult,
-)
+from ds_seq.models.language_model import no_source, scores_of, text_output
+from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult
 from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
-from ds_seq.modules.embedding import TokenEmbedding, token_scores
+from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
@@ -58,7 +54,6 @@ class DecoderOnlyTransformer(nn.Module):
         self.output = output
         self.max_positions = max_positions
         self.adapters: AdapterChoice | None = None
-        self._is_adaptive = output is not None and not isinstance(output, nn.Linear)
 
     def forward(self, inputs: TextInputs, capture: Capture = "none") -> ModelOutput:
         """Score each token of a text given those before it.
@@ -83,16 +78,10 @@ class DecoderOnlyTransformer(nn.Module):
         if capture != "none":
             maps = layer_maps(result, "self_attention")
             layers = LayerOutputs((), result.states, decoder_attention=maps)
-        logits = labels = None
-        if self._is_adaptive and inputs.labels is not None:
-            labels = self._project(hidden, inputs.labels)
-            logits = labels.new_empty(len(labels), 0)
-        return ModelOutput(
-            self._project(hidden) if logits is None else logits,
-            sum_losses(layer.losses for layer in result.aux),
-            [layer.stats for layer in result.aux],
-            layers,
-            labels,
+        scored_output = text_output(hidden, inputs, self.target_embedding, self.output, layers)
+        return scored_output._replace(
+            router_losses=sum_losses(layer.losses for layer in result.aux),
+            moe_stats=[layer.stats for layer in result.aux],
         )
 
     def states_of(
@@ -115,16 +104,9 @@ class DecoderOnlyTransformer(nn.Module):
         return result
 
     def encode(self, source: Tensor, source_mask: Tensor) -> EncoderOutput:
-        """Return what stands for the encoded source in a search: nothing, for B texts.
-
-        Args:
-            source: (B, S); only B matters.
-            source_mask: (B, S).
-        """
+        """Return what stands for the encoded source in a search, see `no_source`."""
         adapters = None if self.adapters is None else self.adapters.rows(source)
-        # of which the cache takes number of texts, dtype and device
-        embedded = self.target_embedding(source[:, :1])
-        return EncoderOutput(embedded, source_mask[:, :1], None, {}, [], adapters=adapters)
+        return no_source(self.target_embedding, source, source_mask, adapters)
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
         """Prepare step-by-step decoding; see `Seq2SeqTransformer.start_cache`."""
@@ -142,15 +124,9 @@ class DecoderOnlyTransformer(nn.Module):
             Logits (N, V).
         """
         embedded = self.target_embedding(tokens.view(-1, cache.beam))  # (B, K, D)
-        return self._project(self.decoder.step(embedded, cache).flatten(0, 1))
+        hidden = self.decoder.step(embedded, cache).flatten(0, 1)
+        return scores_of(hidden, self.target_embedding, self.output)
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""
         return self.decoder.moe_calls()
-
-    def _project(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        if not self._is_adaptive:
-            return token_scores(hidden, self.target_embedding, self.output)
-        assert self.output is not None
-        log_probs: Tensor = self.output(hidden, self.target_embedding, labels)
-        return log_probs

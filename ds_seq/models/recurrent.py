@@ -88,9 +88,20 @@ class RecurrentDecoder(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Map results (N, H) to the width of the output table."""
-        if self.projection is None:
-            return hidden
-        return F.dropout(self.projection(hidden), self.dropout, self.training)
+        return projected(hidden, self.projection, self.dropout)
+
+
+def projected(hidden: Tensor, projection: nn.Module | None, dropout: float) -> Tensor:
+    """Map states (N, H) to the width of the output table, and drop some if that is trained.
+
+    Args:
+        hidden: the states.
+        projection: the map; None if they have this width.
+        dropout: dropout on what it returns.
+    """
+    if projection is None:
+        return hidden
+    return F.dropout(projection(hidden), dropout, projection.training)
 
 
 class RecurrentModel(nn.Module):

@@ -5,16 +5,22 @@ Shapes: B batch, T length, K beam width, N rows, H width of the states, L layers
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.data.text_batch import TextInputs
+from ds_seq.models.language_model import no_source, scores_of, text_output
 from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput
-from ds_seq.models.recurrent import RecurrentCache
+from ds_seq.models.recurrent import RecurrentCache, projected
 from ds_seq.models.stack import real_rows
-from ds_seq.modules.embedding import TokenEmbedding, token_scores
+from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.lstm import Lstm, LstmState
 from ds_seq.names import Capture
+
+if TYPE_CHECKING:
+    from ds_seq.modules.adaptive import AdaptiveSoftmax
 
 
 class RecurrentLanguageModel(nn.Module):
@@ -26,7 +32,8 @@ class RecurrentLanguageModel(nn.Module):
         decoder: layers that read a text from its beginning.
         target_embedding: embedding of tokens.
         projection: maps states to the width of the output table; None if they have it.
-        output: projection to the vocabulary; None to use the embedding (tied).
+        output: projection to the vocabulary, or adaptive softmax, whose logits are
+            log-probabilities; None to use the embedding (tied).
         max_positions: longest text that the model is meant for, in tokens.
         dropout: dropout on embeddings, and on the output of the layers.
     """
@@ -36,7 +43,7 @@ class RecurrentLanguageModel(nn.Module):
         decoder: Lstm,
         target_embedding: TokenEmbedding,
         projection: nn.Module | None,
-        output: nn.Linear | None,
+        output: nn.Linear | AdaptiveSoftmax | None,
         max_positions: int,
         dropout: tuple[float, float],
     ) -> None:
@@ -54,24 +61,19 @@ class RecurrentLanguageModel(nn.Module):
             capture: the layers return neither hidden states nor attention maps.
 
         Returns:
-            Logits (N, V) of the scored rows in row-major order.
+            Logits (N, V) of the scored rows in row-major order; adaptive softmax that is given
+            labels returns their log-probabilities (N,) instead.
         """
         hidden, _ = self.decoder(self._embed(inputs.tokens))
         rows = real_rows(inputs.target_mask, inputs.num_targets)
         scored = hidden.flatten(0, 1).index_select(0, rows)
         layers = None if capture == "none" else LayerOutputs((), ())
-        return ModelOutput(self._project(scored), {}, [], layers)
+        scored = self._project(scored)
+        return text_output(scored, inputs, self.target_embedding, self.output, layers)
 
     def encode(self, source: Tensor, source_mask: Tensor) -> EncoderOutput:
-        """Return what stands for the encoded source in a search: nothing, for B texts.
-
-        Args:
-            source: (B, S); only B matters.
-            source_mask: (B, S).
-        """
-        # of which the cache takes number of texts, dtype and device
-        embedded = self.target_embedding(source[:, :1])
-        return EncoderOutput(embedded, source_mask[:, :1], None, {}, [])
+        """Return what stands for the encoded source in a search, see `no_source`."""
+        return no_source(self.target_embedding, source, source_mask)
 
     def start_cache(
         self, encoded: EncoderOutput, beam: int, max_length: int
@@ -98,13 +100,12 @@ class RecurrentLanguageModel(nn.Module):
             Logits (N, V).
         """
         hidden, cache.state = self.decoder(self._embed(tokens[:, None]), start=cache.state)
-        return self._project(hidden[:, 0])
+        return scores_of(self._project(hidden[:, 0]), self.target_embedding, self.output)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return F.dropout(self.target_embedding(tokens), self.dropout_in, self.training)
 
     def _project(self, hidden: Tensor) -> Tensor:
+        """Map states (N, H) to what is scored."""
         hidden = F.dropout(hidden, self.dropout_out, self.training)
-        if self.projection is not None:
-            hidden = F.dropout(self.projection(hidden), self.dropout_out, self.training)
-        return token_scores(hidden, self.target_embedding, self.output)
+        return projected(hidden, self.projection, self.dropout_out)

@@ -102,37 +102,55 @@ def test_prompts_are_continued_and_text_is_measured(lab: Path, capsys: Capture) 
     assert json.loads(capsys.readouterr().out)["nll"] == measured["nll"]
 
 
-def test_lstm_layers_resume_on_another_layout_and_continue_prompts(
-    lab: Path, capsys: Capture
+_RECURRENT = "decoder_embedding_dim: 16, decoder_hidden_dim: 16, output_dim: 16, decoder_layers: 2"
+_GATED = "embedding_dim: 16, decoder_convolutions: [[16, 3], [8, 1, 0], [16, 2, 2]]"
+_BANDS = "share_embeddings: none, adaptive: {cutoffs: [20, 40], input: false}"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        f"name: recurrent_lm, {_RECURRENT}",
+        pytest.param(f"name: recurrent_lm, {_RECURRENT}, {_BANDS}", marks=pytest.mark.slow),
+        pytest.param(f"name: convolutional_lm, {_GATED}, {_BANDS}", marks=pytest.mark.slow),
+        pytest.param(f"name: convolutional_lm, {_GATED}", marks=pytest.mark.slow),
+    ],
+)
+def test_other_layers_resume_on_another_layout_and_continue_prompts(
+    section: str, lab: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     text = (lab / "x.yaml").read_text()
     start, end = text.index("model:"), text.index("criterion:")
-    widths = ("decoder_embedding_dim", "decoder_hidden_dim", "output_dim")
-    section = ", ".join(f"{name}: 16" for name in widths)
-    section = f"{{name: recurrent_lm, {section}, decoder_layers: 2, dropout: 0.0}}"
+    section = f"{{{section}, dropout: 0.0}}"
     learns = "optimizer: {lr: 0.05}\nscheduler: {warmup_updates: 1}\n"
-    (lab / "lstm.yaml").write_text(f"{text[:start]}model: {section}\n{learns}{text[end:]}")
+    (tmp_path / "other.yaml").write_text(f"{text[:start]}model: {section}\n{learns}{text[end:]}")
     zero2, zero3 = (f"train.deepspeed={_ZERO}/zero{stage}.json" for stage in (2, 3))
-    run, again = (f"run_dir={lab}/{name}" for name in ("lstm", "lstm_again"))
-    for done in train(lab / "lstm.yaml", run, zero2, "train.accumulate=1", ranks=2):
+    run, again = (f"run_dir={tmp_path}/{name}" for name in ("other", "other_again"))
+    for done in train(tmp_path / "other.yaml", run, zero2, "train.accumulate=1", ranks=2):
         done.check()
-    train(lab / "lstm.yaml", again, zero3, "train.max_updates=2")[0].check()
-    for done in train(lab / "lstm.yaml", again, zero3, "train.accumulate=1", "--resume", ranks=2):
+    train(tmp_path / "other.yaml", again, zero3, "train.max_updates=2")[0].check()
+    for done in train(
+        tmp_path / "other.yaml", again, zero3, "train.accumulate=1", "--resume", ranks=2
+    ):
         done.check()
-    (refused,) = train(lab / "lstm.yaml", f"run_dir={lab}/other", f"train.init_from={lab}/run")
+    (refused,) = train(
+        tmp_path / "other.yaml", f"run_dir={tmp_path}/refused", f"train.init_from={lab}/run"
+    )
     assert refused.code == 2 and "is a model of name decoder_only" in refused.err
-    lines = records(lab / "lstm", "train")
+    lines = records(tmp_path / "other", "train")
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
-    for one, other in zip(lines, records(lab / "lstm_again", "train"), strict=True):
+    for one, other in zip(lines, records(tmp_path / "other_again", "train"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
-    (lab / "two.txt").write_text("This game is\nThis\n")
-    beam = ["--input", str(lab / "two.txt"), "--beam", "3", "--max-len-b", "4"]
-    assert main(["generate", str(lab / "lstm"), *beam]) == 0
+    (tmp_path / "two.txt").write_text("This game is\nThis\n")
+    beam = ["--input", str(tmp_path / "two.txt"), "--beam", "3", "--max-len-b", "4"]
+    assert main(["generate", str(tmp_path / "other"), *beam]) == 0
     assert capsys.readouterr().out.startswith("This game is")
-    command = ["perplexity", str(lab / "lstm"), "--input", str(lab / "valid.txt"), "--json"]
+    command = ["perplexity", str(tmp_path / "other"), "--input", str(lab / "valid.txt"), "--json"]
     assert main([*command, "--context-window", "4"]) == 0
     measured = json.loads(capsys.readouterr().out)["perplexity"]
-    assert measured == pytest.approx(records(lab / "lstm", "valid")[-1]["perplexity"], rel=1e-4)
+    assert measured == pytest.approx(
+        records(tmp_path / "other", "valid")[-1]["perplexity"], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ fields, checks and parameter count. In an experiment file, all fields are in one
 """
 
 from ds_seq.config.model.convolutional import ConvolutionalConfig
+from ds_seq.config.model.convolutional_lm import ConvolutionalLmConfig
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.encoder_only import EncoderOnlyConfig
 from ds_seq.config.model.moe import MoeConfig
@@ -21,6 +22,7 @@ from ds_seq.config.model.union import (
 
 __all__ = [
     "ConvolutionalConfig",
+    "ConvolutionalLmConfig",
     "DecoderOnlyConfig",
     "EncoderOnlyConfig",
     "ExternalModelConfig",

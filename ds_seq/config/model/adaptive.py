@@ -66,7 +66,9 @@ class AdaptiveConfig(Config):
             yield "adaptive.cutoffs", f"{self.cutoffs} must ascend"
         bands = len(self.cutoffs) + 1
         if d_model // self.factor ** (bands - 1) == 0:
-            message = f"{self.factor}: the last of {bands} bands would have no width with d_model "
+            message = (
+                f"{self.factor}: the last of {bands} bands would have no width after states of "
+            )
             yield "adaptive.factor", f"{message}{d_model}; use a smaller factor or fewer cutoffs"
         if self.tie_projections and sharing == "none":
             message = "true, but share_embeddings is none; use false, or share_embeddings all"
@@ -128,3 +130,34 @@ class AdaptiveConfig(Config):
         """Return the share of tokens that is in each band by Zipf's law."""
         bounds = [1, *(cutoff + 1 for cutoff in self.cutoffs), vocab_size + 1]
         return [math.log(high / low) / math.log(bounds[-1]) for low, high in pairwise(bounds)]
+
+
+class AdaptiveOutputFields(Config):
+    """Adaptive softmax of a model whose input is an ordinary table."""
+
+    adaptive: AdaptiveConfig | None = Field(
+        default=None,
+        description="Adaptive softmax; with `input: false`, as the input is an ordinary table.",
+    )
+
+    @property
+    def adaptive_bands(self) -> AdaptiveConfig | None:
+        """See `ModelSection`."""
+        return self.adaptive
+
+    def adaptive_errors(
+        self, width: int, sharing: EmbeddingSharing, name: str
+    ) -> list[tuple[str, str]]:
+        """Return incompatible settings as (field, message) pairs.
+
+        Args:
+            width: width of the states before the softmax.
+            sharing: which tables are shared.
+            name: name of the model, for messages.
+        """
+        if self.adaptive is None:
+            return []
+        if self.adaptive.input:
+            message = f"true, but the input of a model {name} is an ordinary table; use false"
+            return [("adaptive.input", message)]
+        return list(self.adaptive.errors(width, sharing))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ds_seq.config.base import FieldErrors, Probability
-from ds_seq.config.model.convolution import KernelSize
-from ds_seq.config.model.embedding import SharingFields
-from ds_seq.config.model.section import Flops, ModelSize, OtherModel, known_preset, with_preset
+from ds_seq.config.base import FieldErrors
+from ds_seq.config.model.gated import (
+    GatedFields,
+    Layers,
+    LayerSize,
+    layer_errors,
+    layer_sizes,
+    map_sizes,
+)
+from ds_seq.config.model.section import Flops, ModelSize, known_preset, with_preset
 from ds_seq.config.model.stack import Width
-from ds_seq.names import AttentionKind, EmbeddingSharing, Stack
+from ds_seq.names import STACKS, AttentionKind, EmbeddingSharing, Stack
 
-Layers = Annotated[
-    list[Annotated[list[KernelSize], Field(min_length=2, max_length=2)]],
-    Field(min_length=1, max_length=1000),
-]
 _SMALL, _RO = [[256, 3]], [[512, 3]] * 20
 _DE = [[512, 3]] * 9 + [[1024, 3]] * 4 + [[2048, 1]] * 2
 _FR = [[512, 3]] * 6 + [[768, 3]] * 4 + [[1024, 3]] * 3 + [[2048, 1], [4096, 1]]
@@ -46,7 +48,7 @@ CONVOLUTIONAL_PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Values of the architectures of fairseq; whether embeddings are shared is no part of them."""
 
 
-class ConvolutionalConfig(SharingFields, OtherModel):
+class ConvolutionalConfig(GatedFields):
     """An encoder-decoder of gated convolutions with attention in each decoder layer (Gehring et al.
     2017)."""
 
@@ -60,7 +62,9 @@ class ConvolutionalConfig(SharingFields, OtherModel):
     embedding_dim: Width = Field(default=512, description="Width of embeddings and of attention.")
     encoder_convolutions: Layers = Field(
         default=_RO,
-        description="Layers of the encoder, each as `[channels, tokens under its kernel]`.",
+        description="Layers of the encoder, each as `[channels, tokens under its kernel]`. A third "
+        "number says whose input is added: 1 (the default) for that of the layer itself, 2 for "
+        "that of the layer before it; 0 for none.",
     )
     decoder_convolutions: Layers = Field(
         default=_RO, description="Layers of the decoder, as `encoder_convolutions`."
@@ -74,19 +78,9 @@ class ConvolutionalConfig(SharingFields, OtherModel):
         "encoder and decoder; `all` three. A shared output needs `output_dim` to be "
         "`embedding_dim`.",
     )
-    weight_norm: bool = Field(
-        default=True,
-        description="Maps and convolutions have a length and a direction for each output, which "
-        "are learned apart (Salimans and Kingma 2016).",
-    )
-    dropout: Probability = Field(
-        default=0.1, description="Dropout on embeddings, and on the input of each layer."
-    )
     max_positions: Width = Field(
         default=1024, description="Longest sequence of either side, in tokens."
     )
-
-    shapeless: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -99,26 +93,28 @@ class ConvolutionalConfig(SharingFields, OtherModel):
         return known_preset(preset, CONVOLUTIONAL_PRESETS, "of a convolutional model")
 
     @model_validator(mode="after")
-    def _check_widths(self) -> ConvolutionalConfig:
+    def _check_fields(self) -> ConvolutionalConfig:
+        errors: list[tuple[str, str]] = []
+        for stack in STACKS:
+            errors += layer_errors(f"{stack}_convolutions", self._given(stack))
         if self.shares_output and self.output_dim != self.embedding_dim:
             message = f"{self.share_embeddings}, but embedding_dim is {self.embedding_dim} and "
             message += f"output_dim {self.output_dim}; give both one width, or share less"
-            raise FieldErrors([("share_embeddings", message)])
+            errors.append(("share_embeddings", message))
+        if errors:
+            raise FieldErrors(errors)
         return self
 
-    def convolutions_of(self, stack: Stack) -> list[tuple[int, int]]:
-        """Return channels and size of the kernel of each layer of `stack`."""
-        given = self.encoder_convolutions if stack == "encoder" else self.decoder_convolutions
-        return [(channels, size) for channels, size in given]
+    def _given(self, stack: Stack) -> list[list[int]]:
+        return self.encoder_convolutions if stack == "encoder" else self.decoder_convolutions
+
+    def convolutions_of(self, stack: Stack) -> list[LayerSize]:
+        """Return the layers of `stack`."""
+        return layer_sizes(self._given(stack))
 
     def layers_of(self, stack: Stack) -> int:
         """Return the number of layers of `stack`."""
-        return len(self.convolutions_of(stack))
-
-    @property
-    def state_width(self) -> None:
-        """The states of its layers, which may be of different widths, are not returned."""
-        return None
+        return len(self._given(stack))
 
     @property
     def attention_maps(self) -> tuple[AttentionKind, ...]:
@@ -132,8 +128,8 @@ class ConvolutionalConfig(SharingFields, OtherModel):
             vocab_size if self.shares_inputs else vocab_size + (source_vocab_size or vocab_size)
         )
         total = tables * width + 2 * self.max_positions * width
-        total += sum(self._map_size(*sizes) for sizes in (*self._maps("encoder"), *self._decoder()))
-        total += vocab_size if self.shares_output else self._map_size(self.output_dim, vocab_size)
+        total += sum(self.map_size(*sizes) for sizes in (*self._maps("encoder"), *self._decoder()))
+        total += vocab_size if self.shares_output else self.map_size(self.output_dim, vocab_size)
         return ModelSize(total, total)
 
     def forward_flops(self, vocab_size: int) -> Flops:
@@ -147,26 +143,16 @@ class ConvolutionalConfig(SharingFields, OtherModel):
             2 * 2 * self.embedding_dim * self.layers_of("decoder"),
         )
 
-    def _map_size(self, inputs: int, outputs: int) -> int:
-        """Return the parameters of a map: weights, biases, and with `weight_norm` lengths."""
-        return outputs * (inputs + (2 if self.weight_norm else 1))
-
     def _maps(self, stack: Stack) -> Sequence[tuple[int, int]]:
         """Return inputs and outputs of the maps of a stack, without those of attention."""
         layers, width = self.convolutions_of(stack), self.embedding_dim
-        before = layers[0][0]
-        maps = [(width, before)]
-        for channels, size in layers:
-            maps.append((size * before, 2 * channels))
-            if channels != before:
-                maps.append((before, channels))
-            before = channels
-        return [*maps, (before, width if stack == "encoder" else self.output_dim)]
+        last = width if stack == "encoder" else self.output_dim
+        return [*map_sizes(width, layers), (layers[-1].channels, last)]
 
     def _decoder(self) -> Sequence[tuple[int, int]]:
         """Return inputs and outputs of all maps of the decoder but that to the vocabulary."""
         layers, width = self.convolutions_of("decoder"), self.embedding_dim
         attention = [
-            pair for channels, _ in layers for pair in ((channels, width), (width, channels))
+            pair for each in layers for pair in ((each.channels, width), (width, each.channels))
         ]
         return [*self._maps("decoder"), *attention]

@@ -1,6 +1,7 @@
 """Named sizes of language models: fairseq's architectures `transformer_NAME`, field by field.
 
-Of those with adaptive embeddings, `transformer_lm_wiki103` has them here, too; `transformer_lm_gbw`
+Those with `lightconv` are its architectures of the same name, whose convolutions are dynamic. Of
+those with adaptive embeddings, `transformer_lm_wiki103` has them here, too; `transformer_lm_gbw`
 leaves them to further flags there, and to `model.adaptive` here.
 """
 
@@ -30,6 +31,10 @@ _GPT3 = {
     "positions": "learned",
     "share_embeddings": "all",
 }
+_LIGHTCONV = {
+    "final_norm": False,
+    "decoder_mixer": {"name": "dynamic_convolution", "input_dropout": 0.1},
+}
 
 LM_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "lm": _lm(512, 6, 8),
@@ -53,4 +58,9 @@ LM_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "lm_gpt2_big": _lm(1600, 48, 25, **_GPT2),
     "lm_gpt3_small": _lm(768, 12, 12, **_GPT3),
     "lm_gpt3_medium": _lm(1024, 24, 16, **_GPT3),
+    "lightconv_lm": _lm(512, 6, 8, **_LIGHTCONV),
+    "lightconv_lm_gbw": {
+        **_lm(512, 6, 16, attention_dropout=0.1, **_LIGHTCONV),
+        "ffn_dim": 4096,
+    },
 }

@@ -66,6 +66,11 @@ class LstmDecoderFields(SharingFields, OtherModel):
         """The states of its layers, of widths of their own, are not returned."""
         return None
 
+    @property
+    def maps_output(self) -> bool:
+        """Whether a matrix maps the states to `output_dim`."""
+        return self.decoder_hidden_dim != self.output_dim
+
     def target_table_params(self, vocab_size: int) -> int:
         """Count the parameters of the tables of the target's tokens, as input and as output."""
         total = vocab_size * self.decoder_embedding_dim
@@ -81,13 +86,13 @@ class LstmDecoderFields(SharingFields, OtherModel):
         """
         hidden = self.decoder_hidden_dim
         inputs = [self.decoder_embedding_dim + fed, *[hidden] * (self.decoder_layers - 1)]
-        mapped = hidden * self.output_dim if hidden != self.output_dim else 0
+        mapped = hidden * self.output_dim if self.maps_output else 0
         return lstm_weights(inputs, hidden) + mapped
 
     def layer_biases(self) -> int:
         """Return the biases of the layers, two for each gate, and of the map to `output_dim`."""
         hidden = self.decoder_hidden_dim
-        mapped = self.output_dim if hidden != self.output_dim else 0
+        mapped = self.output_dim if self.maps_output else 0
         return 2 * LSTM_GATES * self.decoder_layers * hidden + mapped
 
 

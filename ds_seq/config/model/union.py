@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from ds_seq.config.base import ExternalName, plugin_tag
 from ds_seq.config.model.convolutional import ConvolutionalConfig
+from ds_seq.config.model.convolutional_lm import ConvolutionalLmConfig
 from ds_seq.config.model.decoder_only import DecoderOnlyConfig
 from ds_seq.config.model.encoder_only import EncoderOnlyConfig
 from ds_seq.config.model.recurrent import RecurrentConfig
@@ -61,6 +62,7 @@ ModelConfig = Annotated[
     | Annotated[EncoderOnlyConfig, Tag("encoder_only")]
     | Annotated[HuggingFaceModelConfig, Tag("huggingface")]
     | Annotated[ConvolutionalConfig, Tag("convolutional")]
+    | Annotated[ConvolutionalLmConfig, Tag("convolutional_lm")]
     | Annotated[ExternalModelConfig, Tag("external")],
     Discriminator(plugin_tag("transformer")),
 ]

@@ -23,11 +23,7 @@ def make_adaptive(
     Raises:
         UserError: the vocabulary ends before the last band begins.
     """
-    if vocab_size <= adaptive.cutoffs[-1]:
-        raise UserError(
-            f"model.adaptive.cutoffs: {adaptive.cutoffs[-1]} is not below the size of the "
-            f"vocabulary, {vocab_size}; use smaller cutoffs"
-        )
+    check_bands(adaptive, vocab_size)
     width = cfg.d_model
     shapes = adaptive.bands(width, vocab_size)
     embedding: AdaptiveEmbedding | TokenEmbedding
@@ -38,3 +34,27 @@ def make_adaptive(
     return embedding, AdaptiveSoftmax(
         shapes, width, cfg.shares_output, adaptive.tie_projections, adaptive.softmax_dropout
     )
+
+
+def make_adaptive_softmax(adaptive: AdaptiveConfig, width: int, vocab_size: int) -> AdaptiveSoftmax:
+    """Make an adaptive softmax with tables of its own, after states of a width.
+
+    Raises:
+        UserError: the vocabulary ends before the last band begins.
+    """
+    check_bands(adaptive, vocab_size)
+    shapes = adaptive.bands(width, vocab_size)
+    return AdaptiveSoftmax(shapes, width, False, False, adaptive.softmax_dropout)
+
+
+def check_bands(adaptive: AdaptiveConfig, vocab_size: int) -> None:
+    """Refuse bands that a vocabulary does not reach.
+
+    Raises:
+        UserError: the vocabulary ends before the last band begins.
+    """
+    if vocab_size <= adaptive.cutoffs[-1]:
+        raise UserError(
+            f"model.adaptive.cutoffs: {adaptive.cutoffs[-1]} is not below the size of the "
+            f"vocabulary, {vocab_size}; use smaller cutoffs"
+        )

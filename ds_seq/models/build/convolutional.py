@@ -1,13 +1,16 @@
-"""Build the encoder-decoder of gated convolutions from its config section."""
+"""Build models of gated convolutions from their config sections."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ds_seq.config.model import ConvolutionalConfig
+from ds_seq.config.model import ConvolutionalConfig, ConvolutionalLmConfig
+from ds_seq.config.model.gated import GatedFields, LayerSize, stack_maps
 from ds_seq.models.convolutional import (
     ConvolutionalModel,
     GatedConvolution,
@@ -15,12 +18,16 @@ from ds_seq.models.convolutional import (
     GatedStack,
     SourceAttention,
 )
+from ds_seq.models.convolutional_lm import ConvolutionalLanguageModel
 from ds_seq.models.init import initialize
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.positions import LearnedPositions
 from ds_seq.modules.weight_norm import NormedLinear
 from ds_seq.names import Stack
+
+if TYPE_CHECKING:
+    from ds_seq.modules.adaptive import AdaptiveSoftmax
 
 _SPREAD = 0.1  # deviation of embeddings and positions, of Gehring et al. (2017)
 
@@ -67,26 +74,61 @@ def build_convolutional(
     return model
 
 
+def build_convolutional_lm(
+    cfg: ConvolutionalLmConfig,
+    vocab_size: int,
+    expert_parallel: int,
+    expert_parallel_rank: int,
+    seed: int,
+    pad_id: int = 1,
+) -> ConvolutionalLanguageModel:
+    """Build and initialize a language model; for the arguments, see `build_seq2seq`."""
+    width, layers = cfg.embedding_dim, cfg.convolutions
+    channels = layers[-1].channels
+    output: nn.Linear | AdaptiveSoftmax | None = None
+    with torch.random.fork_rng(devices=[]):
+        table = _Table(vocab_size, width, pad_id, scaled=False, biased=cfg.shares_output)
+        last: nn.Module | None = _map(cfg, channels, width)
+        if cfg.adaptive is not None:
+            from ds_seq.models.build.adaptive import make_adaptive_softmax  # only where it is used
+
+            last, output = None, make_adaptive_softmax(cfg.adaptive, channels, vocab_size)
+        elif not cfg.shares_output:
+            output = _map(cfg, width, vocab_size, cfg.dropout)
+        first = _map(cfg, width, layers[0].channels, cfg.dropout)
+        stack = GatedStack(None, first, list(_layers(cfg, layers, None)), last, True, cfg.dropout)
+        model = ConvolutionalLanguageModel(stack, table, output, cfg.max_positions)
+    initialize(model, seed)
+    return model
+
+
 def _stack(cfg: ConvolutionalConfig, stack: Stack) -> GatedStack:
     convolutions, width = cfg.convolutions_of(stack), cfg.embedding_dim
-    before = convolutions[0][0]
-    first, layers = _map(cfg, width, before, cfg.dropout), []
-    for channels, size in convolutions:
-        # units keep the variance of their input: gates halve the values, dropout spreads them
-        map = _map(cfg, size * before, 2 * channels, cfg.dropout, 4.0)
-        residual = None if channels == before else _map(cfg, before, channels)
-        attention = None
-        if stack == "decoder":
-            attention = SourceAttention(_map(cfg, channels, width), _map(cfg, width, channels))
-        layers.append(GatedLayer(GatedConvolution(map, size), residual, attention))
-        before = channels
-    last = _map(cfg, before, width if stack == "encoder" else cfg.output_dim)
+    is_decoder = stack == "decoder"
+    first = _map(cfg, width, convolutions[0].channels, cfg.dropout)
+    layers = list(_layers(cfg, convolutions, width if is_decoder else None))
+    last = _map(cfg, convolutions[-1].channels, cfg.output_dim if is_decoder else width)
     positions = _Positions(cfg.max_positions, width)
-    return GatedStack(positions, first, layers, last, stack == "decoder", cfg.dropout)
+    return GatedStack(positions, first, layers, last, is_decoder, cfg.dropout)
+
+
+def _layers(
+    cfg: GatedFields, sizes: Sequence[LayerSize], attended: int | None
+) -> Iterator[GatedLayer]:
+    """Make layers; `attended` is the width of the source they attend to, None for no source."""
+    for (channels, size, back), maps in zip(sizes, stack_maps(sizes), strict=True):
+        # units keep the variance of their input: gates halve the values, dropout spreads them
+        convolution = GatedConvolution(_map(cfg, *maps.convolution, cfg.dropout, 4.0), size)
+        residual = None if maps.residual is None else _map(cfg, *maps.residual)
+        attention = None
+        if attended is not None:
+            ways = _map(cfg, channels, attended), _map(cfg, attended, channels)
+            attention = SourceAttention(*ways)
+        yield GatedLayer(convolution, residual, attention, back)
 
 
 def _map(
-    cfg: ConvolutionalConfig, inputs: int, outputs: int, dropped: float = 0.0, variance: float = 1.0
+    cfg: GatedFields, inputs: int, outputs: int, dropped: float = 0.0, variance: float = 1.0
 ) -> Linear:
     """Make a linear map whose outputs have this variance if inputs have 1 before dropout."""
     make = NormedLinear if cfg.weight_norm else Linear

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
@@ -13,6 +15,9 @@ from ds_seq.models.recurrent_lm import RecurrentLanguageModel
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.lstm import INITIAL_SPREAD, Lstm
 from ds_seq.modules.lstm_decoder import DecoderLstm, SourceMemory, UniformLinear
+
+if TYPE_CHECKING:
+    from ds_seq.modules.adaptive import AdaptiveSoftmax
 
 
 class _Table(TokenEmbedding):
@@ -74,7 +79,7 @@ def build_recurrent_lm(
     """Build and initialize a language model; for the arguments, see `build_seq2seq`."""
     dropout = cfg.dropout_of("decoder", "out")
     with torch.random.fork_rng(devices=[]):
-        table, output = _target_tables(cfg, vocab_size, pad_id)
+        table, output = _lm_tables(cfg, vocab_size, pad_id)
         model = RecurrentLanguageModel(
             decoder=Lstm(
                 cfg.decoder_embedding_dim,
@@ -114,8 +119,9 @@ def _decoder(cfg: RecurrentConfig) -> RecurrentDecoder:
 
 def _projection(cfg: LstmDecoderFields) -> nn.Module | None:
     """Make the map from states to the width of the output table; None if they have it."""
-    hidden = cfg.decoder_hidden_dim
-    return None if hidden == cfg.output_dim else UniformLinear(hidden, cfg.output_dim)
+    if not cfg.maps_output:
+        return None
+    return UniformLinear(cfg.decoder_hidden_dim, cfg.output_dim)
 
 
 def _tables(
@@ -128,6 +134,18 @@ def _tables(
     if not cfg.shares_inputs:
         source = _Table(source_vocab_size, cfg.encoder_embedding_dim, pad_id, scaled=False)
     return target, source, output
+
+
+def _lm_tables(
+    cfg: RecurrentLmConfig, vocab_size: int, pad_id: int
+) -> tuple[TokenEmbedding, nn.Linear | AdaptiveSoftmax | None]:
+    """Make the table of a language model and its output; None if the output shares the table."""
+    if cfg.adaptive is None:
+        return _target_tables(cfg, vocab_size, pad_id)
+    from ds_seq.models.build.adaptive import make_adaptive_softmax  # only where it is used
+
+    table = _Table(vocab_size, cfg.decoder_embedding_dim, pad_id, scaled=False)
+    return table, make_adaptive_softmax(cfg.adaptive, cfg.decoder_hidden_dim, vocab_size)
 
 
 def _target_tables(

@@ -179,6 +179,7 @@ def test_plugin_names_are_the_union_tags() -> None:
         "recurrent",
         "recurrent_lm",
         "convolutional",
+        "convolutional_lm",
         "huggingface",
         "decoder_only",
         "encoder_only",

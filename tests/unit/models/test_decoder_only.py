@@ -71,6 +71,9 @@ def test_presets_have_the_published_sizes():
     assert sizes["lm_gpt2_medium"] == pytest.approx(708.5 + 2 * 64.33, abs=0.3)
     assert 124 < sizes["lm_gpt3_small"] < 126, "called 125M"
     assert config_of("lm_gpt2_tiny").ffn_dim == 64
+    unread = 6 * 512  # biases of convolutions that fairseq never reads
+    assert config_of("lightconv_lm").num_params(300_000).total == 325_024_768 - unread
+    assert config_of("lightconv_lm_gbw").num_params(300_000).total == 338_103_296 - unread
     with pytest.raises(ValidationError, match=r"no preset 'lm_gpt2_smal' \(did you mean 'lm_gpt2"):
         config_of("lm_gpt2_smal")
 
