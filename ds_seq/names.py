@@ -64,6 +64,8 @@ GateActivation = Literal["silu", "gelu"]
 BIASED_POSITIONS = frozenset({"alibi", "buckets"})
 """Kinds of positions that are a bias of the scores of self-attention."""
 EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
+TextSharing = Literal["all", "none"]
+"""Of language models, which have one input."""
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
 """How rotary positions change for longer texts."""

@@ -130,34 +130,3 @@ class AdaptiveConfig(Config):
         """Return the share of tokens that is in each band by Zipf's law."""
         bounds = [1, *(cutoff + 1 for cutoff in self.cutoffs), vocab_size + 1]
         return [math.log(high / low) / math.log(bounds[-1]) for low, high in pairwise(bounds)]
-
-
-class AdaptiveOutputFields(Config):
-    """Adaptive softmax of a model whose input is an ordinary table."""
-
-    adaptive: AdaptiveConfig | None = Field(
-        default=None,
-        description="Adaptive softmax; with `input: false`, as the input is an ordinary table.",
-    )
-
-    @property
-    def adaptive_bands(self) -> AdaptiveConfig | None:
-        """See `ModelSection`."""
-        return self.adaptive
-
-    def adaptive_errors(
-        self, width: int, sharing: EmbeddingSharing, name: str
-    ) -> list[tuple[str, str]]:
-        """Return incompatible settings as (field, message) pairs.
-
-        Args:
-            width: width of the states before the softmax.
-            sharing: which tables are shared.
-            name: name of the model, for messages.
-        """
-        if self.adaptive is None:
-            return []
-        if self.adaptive.input:
-            message = f"true, but the input of a model {name} is an ordinary table; use false"
-            return [("adaptive.input", message)]
-        return list(self.adaptive.errors(width, sharing))

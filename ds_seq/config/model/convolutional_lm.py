@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ds_seq.config.base import FieldErrors
-from ds_seq.config.model.adaptive import AdaptiveOutputFields
 from ds_seq.config.model.gated import (
     GatedFields,
     Layers,
@@ -17,9 +16,10 @@ from ds_seq.config.model.gated import (
     layer_sizes,
     map_sizes,
 )
+from ds_seq.config.model.language_model import LanguageModelFields
 from ds_seq.config.model.section import Flops, ModelSize, known_preset, with_preset
 from ds_seq.config.model.stack import Width
-from ds_seq.names import AttentionKind, Stack
+from ds_seq.names import Stack, TextSharing
 
 _WIKITEXT = (
     [[850, 6]] * 3 + [[850, 1]] + [[850, 5]] * 4 + [[850, 1]] + [[850, 4]] * 3
@@ -55,11 +55,9 @@ CONVOLUTIONAL_LM_PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Values of the architectures of fairseq; `fconv_lm` has one softmax unless `adaptive` is given."""
 
 
-class ConvolutionalLmConfig(AdaptiveOutputFields, GatedFields):
+class ConvolutionalLmConfig(LanguageModelFields, GatedFields):
     """A decoder of gated convolutions without a source (Dauphin et al. 2017), for
     `task: language_modeling`."""
-
-    stacks: ClassVar[tuple[Stack, ...]] = ("decoder",)
 
     name: Literal["convolutional_lm"] = Field(description="Selects this model.")
     preset: str | None = Field(
@@ -79,7 +77,7 @@ class ConvolutionalLmConfig(AdaptiveOutputFields, GatedFields):
         "whose input is added: 1 (the default) for that of the layer itself, 2 for that of the "
         "layer before it; 0 for none.",
     )
-    share_embeddings: Literal["all", "none"] = Field(
+    share_embeddings: TextSharing = Field(
         default="none",
         description="Whether input and output have one table of embeddings: `all` or `none`.",
     )
@@ -114,16 +112,6 @@ class ConvolutionalLmConfig(AdaptiveOutputFields, GatedFields):
     def layers_of(self, stack: Stack) -> int:
         """Return the number of layers of `stack`."""
         return len(self.decoder_convolutions) if stack == "decoder" else 0
-
-    @property
-    def attention_maps(self) -> tuple[AttentionKind, ...]:
-        """There is no attention."""
-        return ()
-
-    @property
-    def shares_inputs(self) -> bool:
-        """See `SharingFields`: there is one input."""
-        return True
 
     def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
         """Count the parameters without building the model."""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ds_seq.config.base import FieldErrors
-from ds_seq.config.model.adaptive import AdaptiveOutputFields
+from ds_seq.config.model.language_model import LanguageModelFields
 from ds_seq.config.model.lstm_decoder import LstmDecoderFields
 from ds_seq.config.model.section import Flops, ModelSize
-from ds_seq.names import AttentionKind, Stack
+from ds_seq.names import Stack, TextSharing
 
 
-class RecurrentLmConfig(AdaptiveOutputFields, LstmDecoderFields):
+class RecurrentLmConfig(LanguageModelFields, LstmDecoderFields):
     """A decoder of LSTM layers without a source, for `task: language_modeling`."""
 
-    stacks: ClassVar[tuple[Stack, ...]] = ("decoder",)
-
     name: Literal["recurrent_lm"] = Field(description="Selects this model.")
-    share_embeddings: Literal["all", "none"] = Field(
+    share_embeddings: TextSharing = Field(
         default="all",
         description="Whether input and output have one table of embeddings: `all` or `none`.",
     )
@@ -39,16 +37,6 @@ class RecurrentLmConfig(AdaptiveOutputFields, LstmDecoderFields):
     def layers_of(self, stack: Stack) -> int:
         """Return the number of layers of `stack`."""
         return self.decoder_layers if stack == "decoder" else 0
-
-    @property
-    def attention_maps(self) -> tuple[AttentionKind, ...]:
-        """There is no attention."""
-        return ()
-
-    @property
-    def shares_inputs(self) -> bool:
-        """See `SharingFields`: there is one input."""
-        return True
 
     @property
     def maps_output(self) -> bool:
