@@ -35,7 +35,7 @@ LAYER_NAME = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 """Beginning of the names of a layer's parts and tensors: stack, and number from 0."""
 Placement = Literal["encoder", "decoder", "both"]
 """Stacks that have a part."""
-ModelPart = Literal["encoder", "decoder", "embeddings", "adapters", "lora"]
+ModelPart = Literal["encoder", "decoder", "embeddings", "experts", "routers", "adapters", "lora"]
 MODEL_PARTS: tuple[ModelPart, ...] = get_args(ModelPart)
 """Parts of a model that can be selected; see `ds_seq.weights.selection`."""
 ADAPTERS = "adapters."

@@ -138,7 +138,8 @@ def _quoted(text: Any) -> list[str]:
 def _locate(location: KeyPath, data: Any, section: type[Config]) -> tuple[KeyPath, type[Config]]:
     """Return the key path that the user wrote, and the class that contains its last key.
 
-    pydantic's location also contains union tags, and an index for a single raw split.
+    pydantic's location also contains union tags, an index for a single raw split, and `[key]` where
+    the name in a mapping is wrong.
     """
     path: list[str | int] = []
     owner = section
@@ -149,7 +150,7 @@ def _locate(location: KeyPath, data: Any, section: type[Config]) -> tuple[KeyPat
         if isinstance(item, str) and item in choices:
             below, choices = choices[item], {}
             continue
-        if isinstance(item, int) and isinstance(here, dict):
+        if (isinstance(item, int) and isinstance(here, dict)) or item == "[key]":
             continue
         path.append(item)
         here = _child(here, item)

@@ -15,12 +15,19 @@ from ds_seq.config.base import (
     Probability,
     plugin_tag,
 )
+from ds_seq.config.selection import SELECTION_HELP, PartName
 from ds_seq.names import DecayShape
 
 LearningRate = Annotated[float, Field(gt=0.0, le=1000.0)]
 OuterLearningRate = Annotated[float, Field(ge=0.0, le=1000.0)]
 """Learning rate at the start of a warm-up or at the end of a decay."""
 WeightDecay = Annotated[float, Field(ge=0.0, le=100.0)]
+
+LrFactors = dict[PartName, Annotated[float, Field(gt=0.0, le=1000.0)]]
+_FACTORS = (
+    "Factors of the learning rate of parts, such as `{experts: 0.5, routers: 2.0}`: "
+    f"{SELECTION_HELP}. What several entries name has the product of their factors."
+)
 
 
 class AdamConfig(Config):
@@ -41,6 +48,7 @@ class AdamConfig(Config):
     weight_decay: WeightDecay = Field(
         default=0.0, description="Weight decay; not applied to norms and biases."
     )
+    lr_factors: LrFactors = Field(default={}, description=_FACTORS)
 
 
 class AdafactorConfig(Config):
@@ -60,6 +68,7 @@ class AdafactorConfig(Config):
     weight_decay: WeightDecay = Field(
         default=0.0, description="Weight decay; not applied to norms and biases."
     )
+    lr_factors: LrFactors = Field(default={}, description=_FACTORS)
 
 
 class SgdConfig(Config):
@@ -74,6 +83,7 @@ class SgdConfig(Config):
     weight_decay: WeightDecay = Field(
         default=0.0, description="Weight decay; not applied to norms and biases."
     )
+    lr_factors: LrFactors = Field(default={}, description=_FACTORS)
 
     @model_validator(mode="after")
     def _check_nesterov(self) -> SgdConfig:

@@ -11,8 +11,8 @@ from ds_seq.names import MODEL_PARTS
 from ds_seq.plugins import nearest
 
 SELECTION_HELP = (
-    "`encoder`, `decoder`, `embeddings`, `adapters`, `adapters.ID`, `lora`, or the name of a "
-    "module or parameter, in which `*` stands for anything"
+    "`encoder`, `decoder`, `embeddings`, `experts`, `routers`, `adapters`, `adapters.ID`, `lora`, "
+    "or the name of a module or parameter, in which `*` stands for anything"
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ __all__ = [
     "build_optimizer",
     "build_scheduler",
     "learning_rate",
+    "lr_factors",
     "weight_decay",
 ]
 
@@ -91,6 +92,11 @@ def weight_decay(config: Any) -> float:
     if isinstance(config, ExternalConfig):
         return float(config.options.get("weight_decay", 0.0))
     return float(config.weight_decay)
+
+
+def lr_factors(config: Any) -> Mapping[str, float]:
+    """Return the factors of an optimizer section by part; none for an external optimizer."""
+    return {} if isinstance(config, ExternalConfig) else config.lr_factors
 
 
 def _inverse_sqrt(config: InverseSqrtConfig, lr: float, max_updates: int) -> Schedule:

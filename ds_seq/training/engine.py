@@ -23,6 +23,7 @@ from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
 from ds_seq.names import Capture
+from ds_seq.optim.param_groups import LR_FACTOR
 from ds_seq.training.accumulation import Accumulation
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
 from ds_seq.training.finite import gradients_not_finite
@@ -52,7 +53,8 @@ class UpdateSchedule:
 
     Args:
         optimizer: the torch optimizer.
-        schedule: update number (1, 2, ...) -> learning rate.
+        schedule: update number (1, 2, ...) -> learning rate; that of a group is times its
+            `LR_FACTOR`.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> None:
@@ -69,7 +71,7 @@ class UpdateSchedule:
         self.updates = updates
         self.lr = self._schedule(updates + 1) * self._factor
         for group in self._optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = self.lr * group.get(LR_FACTOR, 1.0)
 
     def set_factor(self, factor: float) -> None:
         """Multiply the schedule by a factor from the next update on."""
@@ -78,7 +80,7 @@ class UpdateSchedule:
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rate of the next update, per group."""
-        return [self.lr for _ in self._optimizer.param_groups]
+        return [group["lr"] for group in self._optimizer.param_groups]
 
 
 class Engine:

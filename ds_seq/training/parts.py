@@ -21,14 +21,20 @@ from ds_seq.models import attach_adapters, build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.names import EXPERT_PRIOR, HIDDEN_PROJECTION, TRAINING_ONLY
-from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
-from ds_seq.optim.param_groups import parameter_groups
+from ds_seq.optim import (
+    build_optimizer,
+    build_scheduler,
+    learning_rate,
+    lr_factors,
+    weight_decay,
+)
+from ds_seq.optim.param_groups import parameter_groups, with_lr_factors
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks.base import Task
 from ds_seq.text.tokenizer import Tokenizer, piece_ids
 from ds_seq.training.engine import Engine
 from ds_seq.training.run_folder import RunSetup
-from ds_seq.training.trainable import freeze
+from ds_seq.training.trainable import check_known, freeze
 from ds_seq.weights.fill import Allowed, load_weights
 from ds_seq.weights.selection import Selection
 
@@ -161,11 +167,13 @@ def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Eng
     config, train = setup.config, setup.config.train
     criterion.is_collective = config.shares_teacher
     connect_expert_parallel(model, train.expert_parallel)
-    lr = learning_rate(config.optimizer)
+    lr, factors = learning_rate(config.optimizer), lr_factors(config.optimizer)
+    check_known(model, Selection(factors), "optimizer.lr_factors")
+    own = parameter_groups(model, weight_decay(config.optimizer))
     engine = Engine(
         model,
         lambda groups: build_optimizer(config.optimizer, groups),
-        parameter_groups(model, weight_decay(config.optimizer)),
+        with_lr_factors(own, model, factors),
         build_scheduler(config.scheduler, lr, train.max_updates),
         setup.engine_config,
         expert_parallel=train.expert_parallel,

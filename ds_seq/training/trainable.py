@@ -48,7 +48,7 @@ def freeze(
     names = [name for name, _ in model.named_parameters()]
     frozen, trained = Selection(parts), Selection(trainable)
     for field, selection in (("freeze", frozen), ("trainable", trained)):
-        _check_known(model, names, selection, f"{where}.{field}")
+        check_known(model, selection, f"{where}.{field}")
     used = _used_adapters(model)
     for name, parameter in model.named_parameters():
         adapter = adapter_of(name)
@@ -62,7 +62,18 @@ def freeze(
         )
 
 
-def _check_known(model: nn.Module, names: list[str], selection: Selection, where: str) -> None:
+def check_known(model: nn.Module, selection: Selection, where: str) -> None:
+    """Check that each entry of a selection names parameters of the model.
+
+    Args:
+        model: the model.
+        selection: the selection.
+        where: key of the config that has it.
+
+    Raises:
+        UserError: an entry names none.
+    """
+    names = [name for name, _ in model.named_parameters()]
     idle = selection.idle(names)
     if not idle:
         return

@@ -12,6 +12,8 @@ _PARTS: Mapping[ModelPart, re.Pattern[str]] = {
     "encoder": re.compile(r"encoder\."),
     "decoder": re.compile(r"decoder\."),
     "embeddings": re.compile(r"(source|target)_embedding\.|(encoder|decoder)\.positions\."),
+    "experts": re.compile(r".*\.experts\."),
+    "routers": re.compile(r"(?!.*\.adapters\.).*\.gate\."),  # an adapter may have a gate, too
     "adapters": re.compile(r".*\.adapters\.for_"),
     "lora": re.compile(r".*\.lora\."),
 }

@@ -27,8 +27,8 @@ from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import ROUTER_LOSSES, Capture
-from ds_seq.optim import build_optimizer
-from ds_seq.optim.param_groups import parameter_groups
+from ds_seq.optim import build_optimizer, lr_factors
+from ds_seq.optim.param_groups import LR_FACTOR, parameter_groups, with_lr_factors
 from ds_seq.training.ema import Ema
 from ds_seq.training.engine import Engine
 from ds_seq.training.restore import restore
@@ -153,7 +153,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     engine = Engine(
         net,
         lambda groups: build_optimizer(config, groups),
-        parameter_groups(net, decay),
+        _groups(net, decay, config),
         lambda update: config.lr,
         engine_config(train, json, moe=True),
         expert_parallel=expert_parallel,
@@ -165,6 +165,10 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     if checkpoint is not None:
         restore(engine, checkpoint)
     return engine
+
+
+def _groups(net: nn.Module, decay: float, optimizer: Any) -> list[dict[str, Any]]:
+    return with_lr_factors(parameter_groups(net, decay), net, lr_factors(optimizer))
 
 
 def _mark(net: nn.Module) -> None:
@@ -225,7 +229,9 @@ def emulate(
     """The same training in one process and in plain torch: what every layout has to equal."""
     net = build_model(model or model_config(), VOCAB, 1, 0, seed=5).train()
     _mark(net)
-    own = build_optimizer(optimizer, parameter_groups(net, 0.01))
+    own = build_optimizer(optimizer, _groups(net, 0.01, optimizer))
+    for group in own.param_groups:
+        group["lr"] *= group.get(LR_FACTOR, 1.0)
     criterion, balancer, steps = make_criterion(loss_weights), BiasBalancer(net), []
     gradients: dict[str, Tensor] = {}
     for update in range(updates):

@@ -168,6 +168,7 @@ def test_resuming_in_another_layout_is_exact(
     _assert_close(resumed, expected, 1e-4)
 
 
+RATES = AdamConfig(lr=0.01, lr_factors={"experts": 0.5, "routers": 3.0, "decoder": 2.0})
 STATES: dict[str, tuple[int, dict[str, Any]]] = {
     **{
         f"{precision}-{stage}": (stage, {**CLIPPED, "precision": precision})
@@ -176,6 +177,7 @@ STATES: dict[str, tuple[int, dict[str, Any]]] = {
     },
     "momentum": (1, {"optimizer": SgdConfig(lr=0.1, momentum=0.9)}),
     "sgd": (3, {"optimizer": SgdConfig(lr=0.1)}),
+    **{f"rates-{stage}": (stage, {"optimizer": RATES}) for stage in range(4)},
     "adafactor": (0, {"optimizer": AdafactorConfig(lr=0.01)}),
     "offload-2": (2, {**CLIPPED, "zero": {"offload_optimizer": {"device": "cpu"}}}),
     "offload-3": (3, {**CLIPPED, "zero": {"offload_optimizer": {"device": "cpu"}}}),
@@ -183,7 +185,7 @@ STATES: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 # each precision and stage is in others, and SGD with momentum has more to save than without
-SLOW_STATES = {"fp16-2", "bf16-1", "bf16-3", "offload-3", "sgd"}
+SLOW_STATES = {"fp16-2", "bf16-1", "bf16-3", "offload-3", "sgd", "rates-0", "rates-1", "rates-3"}
 BothSteps = dict[str, tuple[Steps, Steps]]
 """By name, the updates after a save of the run that saved, and of one that resumed."""
 

@@ -24,6 +24,7 @@ UPDATES = 2  # the second one ends with empty batches
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 CONFIGS = Path(__file__).parents[2] / "configs" / "ds_config"
 LAYOUTS = ((1, 1), (2, 1), (2, 2), (4, 2), (4, 4))
+FACTORS = {"experts": 0.5, "routers": 3.0, "embeddings": 0.2, "decoder": 2.0}
 CLIPPED: dict[str, Any] = {"optimizer": spine.SGD, "clip": 2.0}  # the norms are above 2.5
 
 
@@ -45,6 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "residual": _with(residual=True),
     "shared": _with(shared_experts=1),
     "conditional": _with(conditional_budget=0.5),
+    "rates": {**_with(), "optimizer": spine.SGD.model_copy(update={"lr_factors": FACTORS})},
     "pyramid": {**_with(num_experts=[4, 8]), "sparse_clip": True},
     "axes": {
         "model": spine.small_model(

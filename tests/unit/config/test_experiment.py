@@ -77,6 +77,8 @@ def test_every_option_has_a_description() -> None:
         ),
         ("optimizer", {"name": "sgd", "nesterov": True}, "nesterov: needs a momentum"),
         ("optimizer", {"lr": 0}, "lr"),
+        ("optimizer", {"lr_factors": {"expert": 0.5}}, "no part 'expert' (did"),
+        ("optimizer", {"lr_factors": {"experts": 0}}, "greater than 0"),
         ("optimizer", {"betas": [0.9]}, "betas"),
         ("criterion", {"name": "distillation"}, "teacher"),
         ("criterion", {"name": "model_and_base", "loss_weights": {"gate": 1}}, "no loss 'gate'"),

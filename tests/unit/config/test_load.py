@@ -280,6 +280,7 @@ def test_a_mapping_is_not_changed_by_overrides(minimal: dict[str, Any]) -> None:
         ("name=a b", "name: 'a b' does not fit"),
         ("criterion.name=a:b:c", "criterion.name: 'a:b:c' does not fit"),
         ("optimizer.betas=[0.9, 2]", "optimizer.betas[1]: should be less than 1, not 2"),
+        ("optimizer.lr_factors={expert: 2}", "lr_factors.expert: no part 'expert' (did you mean"),
         ("optimizer.betas=[0.9]", "optimizer.betas: should be 2 numbers, such as [0.9, 0.98]"),
         ("optimizer=adam", "write {name: adam}, not 'adam'"),
         ("validation.metrics=bleu", "should be a list; write [bleu], not 'bleu'"),

@@ -12,7 +12,7 @@ from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.optim import build_optimizer, learning_rate, weight_decay
-from ds_seq.optim.param_groups import parameter_groups
+from ds_seq.optim.param_groups import parameter_groups, with_lr_factors
 from ds_seq.plugins import trusting
 
 CONFIGS = {
@@ -79,6 +79,26 @@ def test_frozen_parameters_are_left_out_and_empty_groups_too() -> None:
     net[0].requires_grad_(False)
     (group,) = parameter_groups(net, 0.1)
     assert group["params"] == [net[1].weight]
+
+
+def test_parts_have_factors_of_the_learning_rate() -> None:
+    net = model()
+    factors = {"experts": 0.5, "routers": 3.0, "embeddings": 0.2, "decoder": 2.0}
+    whole = parameter_groups(net, 0.1)
+    groups = with_lr_factors(whole, net, factors)
+    found = {id(p): (g["lr_factor"], g["weight_decay"]) for g in groups for p in g["params"]}
+    decays = {id(p): g["weight_decay"] for g in whole for p in g["params"]}
+    assert found.keys() == decays.keys() and sum(len(g["params"]) for g in groups) == len(found)
+    for name, parameter in net.named_parameters():
+        expected = 2.0 if name.startswith("decoder.") else 1.0
+        expected *= 0.2 if "embedding." in name else 1.0
+        expected *= 0.5 if ".experts." in name else 3.0 if ".gate." in name else 1.0
+        assert found[id(parameter)] == (expected, decays[id(parameter)]), name
+
+
+def test_without_factors_there_are_no_more_groups() -> None:
+    groups = parameter_groups(model(), 0.1)
+    assert with_lr_factors(groups, model(), {}) is groups
 
 
 def test_an_external_optimizer_gets_its_options() -> None:

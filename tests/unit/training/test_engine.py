@@ -41,6 +41,15 @@ def test_each_step_moves_all_groups() -> None:
     assert rates(optimizer) == [0.1 * 3] * 2
 
 
+def test_a_group_has_a_factor_of_the_rate() -> None:
+    schedule, optimizer = make_schedule()
+    optimizer.param_groups[1]["lr_factor"] = 0.5
+    schedule.step()
+    assert rates(optimizer) == [0.1 * 2, 0.1] == schedule.get_last_lr()
+    schedule.set_factor(0.1)
+    assert rates(optimizer) == pytest.approx([0.02, 0.01])
+
+
 def test_going_to_an_update_is_as_if_it_had_been_reached() -> None:
     schedule, optimizer = make_schedule()
     schedule.set_updates(41)

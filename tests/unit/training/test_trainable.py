@@ -15,7 +15,14 @@ from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.names import ROUTER_LOSSES
 from ds_seq.optim.param_groups import parameter_groups
-from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze, frozen_parameters
+from ds_seq.training.trainable import (
+    FrozenCheck,
+    check_known,
+    describe_frozen,
+    freeze,
+    frozen_parameters,
+)
+from ds_seq.weights.selection import Selection
 from tests.batches import encode, score
 
 VOCAB = 23
@@ -116,6 +123,8 @@ def test_an_external_model_has_no_known_parts() -> None:
     model = nn.Linear(2, 2)
     freeze(model, [])
     assert all(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(UserError, match="optimizer.lr_factors: Linear has no part experts"):
+        check_known(nn.Linear(2, 2), Selection(["experts"]), "optimizer.lr_factors")
     with pytest.raises(UserError, match="train.freeze: Linear has no part encoder"):
         freeze(model, ["encoder"])
 
