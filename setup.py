@@ -43,13 +43,16 @@ PLOT = ["matplotlib"]
 CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with
 # runs a tokenizer.json; transformers itself is only used to compare, if it is there
 HUGGINGFACE = ["tokenizers>=0.20"]
+SERVE = ["fastapi>=0.110", "prometheus_client>=0.20", "uvicorn>=0.29"]
 TEST = [
     *SUMMARIZATION,
     *CTRANSLATE2,
     *HUGGINGFACE,
     *PLOT,
+    *SERVE,
     *ZSTD,
     "filelock",
+    "httpx",  # for the test client of fastapi
     "psutil",
     "pytest>=8.3",
     "pytest-timeout",
@@ -67,13 +70,14 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ds_seq", "ds_seq.*"]),
-    package_data={"ds_seq": ["py.typed"]},
+    package_data={"ds_seq": ["py.typed", "serving/page/*"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "test": TEST,
         "dev": DEV,
         "benchmarks": PLOT,
         "plot": PLOT,
+        "serve": SERVE,
         "ctranslate2": CTRANSLATE2,
         "huggingface": HUGGINGFACE,
         "zstd": ZSTD,

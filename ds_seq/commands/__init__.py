@@ -44,6 +44,7 @@ _HELP = {
     "supervise": "another command, started again after a crash or a hang",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",
+    "serve": "run folders -> translations over HTTP, and a page to look at them",
     "perplexity": "language model + text -> how well it predicts the text",
     "rescore": "run folder + text + translations -> scores",
     "pseudo-label": "run folder + shards -> shards with its translations",

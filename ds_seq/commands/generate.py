@@ -36,7 +36,7 @@ from ds_seq.commands.options import (
     search_settings,
 )
 from ds_seq.commands.results import add_result, check_results
-from ds_seq.commands.steering import Steering, read_steering
+from ds_seq.commands.steering import read_steering
 from ds_seq.commands.target_languages import TargetLanguages, read_target_languages
 from ds_seq.commands.text_scores import TextScorer, check_scored, chosen_scorer
 from ds_seq.config.generation import GenerationConfig
@@ -45,6 +45,7 @@ from ds_seq.errors import UserError
 from ds_seq.generation.build import BATCH_SIZE
 from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
 from ds_seq.generation.pipeline import Translator, translate_share, translate_stream
+from ds_seq.generation.steering import Steering
 from ds_seq.generation.translate import Share
 from ds_seq.generation.workers import default_workers
 from ds_seq.runs.card import LoadedRun, ModelCard

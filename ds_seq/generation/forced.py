@@ -67,7 +67,7 @@ def score_pairs(
     """
     if not pairs:
         return []
-    batch = _collate(pairs, search.symbols, device)
+    batch = collate_pairs(pairs, search.symbols, device)
     # padding is neither routed, where there are experts, nor projected to the vocabulary
     return _scored(model(batch.inputs).logits, batch.real_labels, search, pairs)
 
@@ -140,7 +140,7 @@ def attention_maps(
         UserError: the model has no attention to the source.
         IndexError: there is no such layer.
     """
-    batch = _collate(pairs, symbols, device)
+    batch = collate_pairs(pairs, symbols, device)
     output = model(batch.inputs, "attention")
     assert output.layers is not None
     if not output.layers.cross_attention:
@@ -155,9 +155,10 @@ def attention_maps(
     ]
 
 
-def _collate(
+def collate_pairs(
     pairs: Sequence[ForcedPair], symbols: Symbols, device: torch.device
 ) -> Batch[Seq2SeqInputs]:
+    """Return the batch of some pairs, whose labels are the targets with their end symbols."""
     source = TokenBlock.of([pair.source for pair in pairs])
     target = TokenBlock.of([[*pair.target, symbols.eos] for pair in pairs])
     return seq2seq_batch(source, target, symbols).to(device)

@@ -154,8 +154,8 @@ class LineWriter:
     def _object(self, line: int, hypothesis: Hypothesis) -> dict[str, object]:
         fields: dict[str, object] = {
             "text": self.text(line, hypothesis),
-            "score": _json_number(hypothesis.score),
-            "token_scores": [_json_number(score) for score in hypothesis.token_scores],
+            "score": json_number(hypothesis.score),
+            "token_scores": [json_number(score) for score in hypothesis.token_scores],
         }
         if self.align:
             fields["alignment"] = pharaoh(self.words(line, hypothesis))
@@ -204,6 +204,6 @@ def _base_2(score: float) -> float:
     return float(np.float32(score) / _LN_2)
 
 
-def _json_number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     """Return a finite value, else None: JSON cannot represent the -inf of impossible hypotheses."""
     return value if math.isfinite(value) else None

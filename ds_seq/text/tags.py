@@ -36,7 +36,12 @@ def language_tags(tokenizer: Tokenizer, chosen: Collection[str] | None = None) -
 
 def tag_of(language: str, tags: Collection[str]) -> str | None:
     """Return the one of some tags that names a language, such as `<2de>` for `de`; or None."""
-    return next((tag for tag in tags if _SIGNS.sub("", tag) == language), None)
+    return next((tag for tag in tags if language_of(tag) == language), None)
+
+
+def language_of(tag: str) -> str:
+    """Return the language code that a tag names, such as `de` for `<2de>`."""
+    return _SIGNS.sub("", tag)
 
 
 def untagged(lines: Sequence[str], tags: Mapping[int, str]) -> list[int]:

@@ -26,6 +26,7 @@ GUIDES = tuple(
         "PRETRAINING",
         "RECURRENT",
         "RETENTION",
+        "SERVING",
         "SUMMARIZATION",
         "TRAINING",
         "TRANSLATING",

@@ -45,7 +45,7 @@ RANKS: list[set[str]] = [
     {"runs", "reports"},
     {"surgery"},
     {"distill"},
-    {"training"},
+    {"training", "serving"},
     {"commands"},
     {"train", "generate", "trained_model"},
     {"api"},
