@@ -1,10 +1,12 @@
 """Denoising before translation, against translation alone, with few pairs.
 
 A model learns to restore noisy English and German text (`pretrain_denoising.yaml`). Then it, and a
-new one, learn to translate from the same few pairs with the same updates
-(`finetune_denoised.yaml`), and both translate the test text.
+new one, learn to translate from the same few pairs (`finetune_denoised.yaml`). Each trains until
+its validation loss no longer improves, so that the new one gets as many updates as it has a use
+for; its best and its last checkpoint translate the test text.
 
     python benchmarks/denoising.py --out runs/denoising --record
+    python benchmarks/denoising.py --out runs/small --updates 1000 train.max_tokens=1000
 
 A finished training in `--out` is not repeated.
 """
@@ -13,15 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Goal, finish, table
+from common import RESULTS, Goal, finish, table, timed_command
 from experiments import CACHE, fetch_text
 
 from ds_seq.scores.metric import find_metric
@@ -31,6 +31,16 @@ from ds_seq.text.lines import read_lines
 CONFIGS = Path(__file__).parents[1] / "configs" / "experiments"
 PRETRAIN, FINETUNE = CONFIGS / "pretrain_denoising.yaml", CONFIGS / "finetune_denoised.yaml"
 SIDES = (("source", "en"), ("target", "de"))
+# A rate that does not depend on the number of updates, which the validation decides. Translating
+# at each validation would take longer than the training.
+UNTIL_BEST = (
+    "scheduler={name: inverse_sqrt, warmup_updates: 100}",
+    "validation={metrics: [], best: loss}",
+    "train.validate_every=100",
+    "train.patience=4",
+    "train.max_updates=10000",
+)
+CHECKPOINTS = ("best", "last")
 
 
 class Lab:
@@ -41,24 +51,24 @@ class Lab:
         text: folder of the text, from `fetch_text`.
         pairs: number of pairs to translate from.
         updates: updates of the pre-training.
+        changes: settings of all trainings, `key=value`.
     """
 
-    def __init__(self, out: Path, text: Path, pairs: int, updates: int) -> None:
+    def __init__(
+        self, out: Path, text: Path, pairs: int, updates: int, changes: Sequence[str]
+    ) -> None:
         self.out, self.text, self.pairs, self.updates = out.resolve(), text, pairs, updates
+        self._changes = changes
 
     def _settings(self, folder: str, train: Path) -> list[str]:
         raw = {split: self._files(self.text / "raw", split) for split in ("valid", "test")}
         raw["train"] = self._files(train, "train")
-        return [f"data.dir={self.out / folder}", f"data.raw={json.dumps(raw)}"]
+        folders = [f"data.dir={self.out / folder}", f"data.raw={json.dumps(raw)}"]
+        return [*folders, *self._changes]
 
     @staticmethod
     def _files(folder: Path, split: str) -> dict[str, str]:
         return {side: str(folder / f"{split}.{language}") for side, language in SIDES}
-
-    def ds_seq(self, *words: object) -> None:
-        """Run a command on one thread."""
-        command = [sys.executable, "-m", "ds_seq", *map(str, words)]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def pretrained(self) -> Path:
         """Return the run folder of the pre-training."""
@@ -67,7 +77,7 @@ class Lab:
         settings += [f"run_dir={run}", f"train.max_updates={self.updates}"]
         settings += [f"train.validate_every={self.updates}"]
         if not (self.out / "text" / "vocab.model").exists():
-            self.ds_seq("prepare", PRETRAIN, *settings)
+            timed_command("prepare", PRETRAIN, *settings)
         self._train(PRETRAIN, run, settings)
         return run
 
@@ -82,23 +92,24 @@ class Lab:
                 lines = read_lines(self.text / "raw" / f"train.{language}")[: self.pairs]
                 content = "".join(f"{line}\n" for line in lines)
                 (few / f"train.{language}").write_text(content, encoding="utf-8")
-            self.ds_seq("prepare", FINETUNE, *settings)
+            timed_command("prepare", FINETUNE, *settings)
         run = self.out / f"{'scratch' if pretrained is None else 'denoised'}-{seed}"
         start = "null" if pretrained is None else pretrained
         settings += [f"run_dir={run}", f"train.init_from={start}", f"train.seed={seed}"]
+        settings += UNTIL_BEST
         self._train(FINETUNE, run, settings)
         return run
 
     def _train(self, config: Path, run: Path, settings: Sequence[str]) -> None:
-        if not any(line.get("reason") == "max_updates" for line in figures(run)):
-            self.ds_seq("train", config, *settings, "--overwrite")
+        if not any(line.get("reason") in ("max_updates", "patience") for line in figures(run)):
+            timed_command("train", config, *settings, "--overwrite")
 
-    def translations(self, run: Path) -> list[str]:
-        """Return the test text as a run's best checkpoint translates it."""
-        path = run.with_suffix(".hyp")
+    def translations(self, run: Path, checkpoint: str) -> list[str]:
+        """Return the test text as a checkpoint of a run translates it."""
+        path = run.with_suffix(f".{checkpoint}")
         if not path.exists():
-            source = self.text / "raw" / "test.en"
-            self.ds_seq("generate", run, "--input", source, "--output", path)
+            words = ["--input", self.text / "raw" / "test.en", "--output", path]
+            timed_command("generate", run, "--checkpoint", checkpoint, *words)
         return read_lines(path)
 
 
@@ -118,20 +129,30 @@ def compare(lab: Lab, seeds: Sequence[int]) -> tuple[str, list[Goal]]:
     for seed in seeds:
         runs = {"from scratch": lab.finetuned(seed, None)}
         runs["denoised before"] = lab.finetuned(seed, pretrained)
-        systems = {name: lab.translations(run) for name, run in runs.items()}
+        systems = {
+            f"{name}, {checkpoint}": lab.translations(run, checkpoint)
+            for name, run in runs.items()
+            for checkpoint in CHECKPOINTS
+        }
         scores = score_systems(systems, [references], metrics, Resampling(confidence=True))
+        reached = {}
         for name, run in runs.items():
-            best = min(line["nll"] for line in figures(run) if line["kind"] == "valid")
-            each = [f"{score.value:.2f} ± {score.ci:.2f}" for score in scores[name]]
-            rows.append([name, str(seed), f"{best:.3f}", *each])
-        gain = scores["denoised before"][0].value - scores["from scratch"][0].value
+            valid = [line for line in figures(run) if line["kind"] == "valid"]
+            shown = (min(valid, key=lambda line: line["loss"]), valid[-1])
+            for checkpoint, line in zip(CHECKPOINTS, shown, strict=True):
+                found = scores[f"{name}, {checkpoint}"]
+                each = [f"{score.value:.2f} ± {score.ci:.2f}" for score in found]
+                nats = f"{line['nll']:.3f}"
+                rows.append([name, checkpoint, str(seed), f"{line['update']:,}", nats, *each])
+                reached[name] = max(reached.get(name, 0.0), found[0].value)
+        gain = reached["denoised before"] - reached["from scratch"]
         goals.append(Goal(f"BLEU gained by denoising, seed {seed}", gain, 1.0))
     valid = [line for line in figures(pretrained) if line["kind"] == "valid"][-1]
     body = (
         f"{lab.pairs:,} pairs; {lab.updates:,} updates of denoising, after which the model gives "
         f"{valid['accuracy']:.1f} % of the tokens the highest probability.\n\n"
     )
-    header = ["start", "seed", "best valid nats", "BLEU", "chrF"]
+    header = ["start", "checkpoint", "seed", "updates", "valid nats", "BLEU", "chrF"]
     return body + table(header, rows), goals
 
 
@@ -146,8 +167,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--updates", type=int, default=3000, help="of denoising")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the fine-tuning")
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
-    args = parser.parse_args(argv)
-    lab = Lab(args.out, fetch_text(CACHE, args.tsv), args.pairs, args.updates)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings of all trainings")
+    args = parser.parse_intermixed_args(argv)
+    text = fetch_text(CACHE, args.tsv)
+    lab = Lab(args.out, text, args.pairs, args.updates, args.changes)
     body, goals = compare(lab, args.seeds)
     return finish("Denoising before translation from few pairs", body, goals, args.record)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Batch, Padded, Seq2SeqInputs
+from ds_seq.data.text_batch import TextInputs
 from ds_seq.models.output import EncoderOutput, ModelOutput
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.modules.multiway import Markers
@@ -38,6 +40,21 @@ def batch_of(source: Tensor, labels: Tensor, indices: Tensor | None = None) -> B
     inputs = inputs_of(source, target, mask)
     indices = torch.arange(len(source)) if indices is None else indices
     return Batch(indices, inputs, labels, mask, inputs.num_targets, len(source))
+
+
+def text_inputs(tokens: Tensor, is_scored: Tensor | None = None) -> TextInputs:
+    """Inputs of texts (B, T); all tokens but padding are scored, unless `is_scored` says which."""
+    mask = tokens != PAD
+    scored = mask if is_scored is None else is_scored
+    return TextInputs(tokens, mask, scored, int(scored.sum()), int(mask.sum()))
+
+
+def text_batch_of(batch: Batch[Seq2SeqInputs]) -> Batch[TextInputs]:
+    """The targets of a batch of pairs as texts."""
+    target, mask = batch.inputs.target, batch.inputs.target_mask
+    real = mask if batch.num_tokens else ~mask  # an empty batch has a text of one token, see there
+    inputs = TextInputs(target, real, mask, batch.num_tokens, int(real.sum()))
+    return replace(batch, inputs=inputs)  # type: ignore[arg-type, return-value]
 
 
 def score(

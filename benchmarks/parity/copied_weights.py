@@ -7,6 +7,7 @@ outputs and the gradients of the weights for the loss `sum(outputs * factors)`, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -233,3 +234,17 @@ def report(
         print(f"{case:<24}{errors[0]:>10.1e}{errors[1]:>12.1e}")
     print(f"largest error, relative to the largest value: {worst:.1e}; limit {LIMIT:.0e}")
     return int(worst > LIMIT)
+
+
+def parser_of(description: str | None, package: str) -> argparse.ArgumentParser:
+    """Return the parser of a comparison with a peer.
+
+    Args:
+        description: docstring of the script.
+        package: what the peer's interpreter must have.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python", required=True, help=f"interpreter that has {package}")
+    return parser

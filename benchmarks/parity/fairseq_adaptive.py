@@ -8,7 +8,6 @@ labels alone, and the gradients of embeddings and labels.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parity.copied_weights import differences, part_of, report
+from parity.copied_weights import differences, parser_of, part_of, report
 
 from ds_seq.config.model.adaptive import AdaptiveConfig
 from ds_seq.modules.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
@@ -85,11 +84,8 @@ def compare(
 
 def main(argv: Sequence[str]) -> int:
     """Compare all cases, and return 1 if one differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--python", required=True, help="interpreter that has fairseq-fixed")
-    return report(CASES, parser.parse_args(argv).python, SIDE, check=compare)
+    options = parser_of(__doc__, "fairseq-fixed").parse_args(argv)
+    return report(CASES, options.python, SIDE, check=compare)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ its learned rows are shifted. Its `--activation-fn swish` cannot be compared: it
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parity.copied_weights import Cases, Names, Part, linear, norm, report
+from parity.copied_weights import Cases, Names, Part, linear, norm, parser_of, report
 
 SIDE = Path(__file__).with_name("fairseq_axes_side.py")
 FIRST_POSITION = 2  # the padding id + 1
@@ -103,11 +102,8 @@ CASES: Cases = {case: (section, _names(section)) for case, section in _SECTIONS.
 
 def main(argv: Sequence[str]) -> int:
     """Compare all cases, and return 1 if one differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--python", required=True, help="interpreter that has fairseq")
-    return report(CASES, parser.parse_args(argv).python, SIDE)
+    options = parser_of(__doc__, "fairseq").parse_args(argv)
+    return report(CASES, options.python, SIDE)
 
 
 if __name__ == "__main__":

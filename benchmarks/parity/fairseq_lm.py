@@ -11,7 +11,6 @@ without and with a context window by `fairseq-eval-lm` and `ds-seq perplexity`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -24,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parity.copied_weights import LIMIT, Cases, Names, Part, norm, report
+from parity.copied_weights import LIMIT, Cases, Names, Part, norm, parser_of, report
 from parity.fairseq_axes import FIRST_POSITION, SINUSOIDAL, layer_names
 
 from ds_seq.runs.formats.imported import text_inputs_of
@@ -160,10 +159,7 @@ def _run(*words: str, errors: bool = True) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Compare everything, and return 1 if something differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--python", required=True, help="interpreter that has fairseq-fixed")
+    parser = parser_of(__doc__, "fairseq-fixed")
     parser.add_argument("--text", type=Path, help="folder with the files train, valid and test")
     options = parser.parse_args(argv)
     failed = report(CASES, options.python, SIDE)

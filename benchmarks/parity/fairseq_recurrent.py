@@ -7,14 +7,13 @@ Outputs and gradients of models with the same weights.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parity.copied_weights import Cases, Names, Part, linear, report
+from parity.copied_weights import Cases, Names, Part, linear, parser_of, report
 from parity.fairseq_axes import EMBEDDINGS
 
 SIDE = Path(__file__).with_name("fairseq_recurrent_side.py")
@@ -84,11 +83,8 @@ CASES: Cases = {
 
 def main(argv: Sequence[str]) -> int:
     """Compare all cases, and return 1 if one differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--python", required=True, help="interpreter that has fairseq-fixed")
-    return report(CASES, parser.parse_args(argv).python, SIDE)
+    options = parser_of(__doc__, "fairseq-fixed").parse_args(argv)
+    return report(CASES, options.python, SIDE)
 
 
 if __name__ == "__main__":

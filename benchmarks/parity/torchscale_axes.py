@@ -19,7 +19,6 @@ and in turn here, which is the same if the dilation is the number of heads.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parity.copied_weights import Cases, Names, Part, linear, norm, report
+from parity.copied_weights import Cases, Names, Part, linear, norm, parser_of, report
 
 SIDE = Path(__file__).with_name("torchscale_side.py")
 
@@ -169,10 +168,7 @@ LONGNET: Cases = {
 
 def main(argv: Sequence[str]) -> int:
     """Compare all cases, and return 1 if one differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--python", required=True, help="interpreter that has torchscale")
+    parser = parser_of(__doc__, "torchscale")
     parser.add_argument("--longnet", action="store_true", help="compare LongNet instead")
     args = parser.parse_args(argv)
     if args.longnet:

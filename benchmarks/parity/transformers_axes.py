@@ -11,14 +11,13 @@ and RMSNorm of transformers are in float32 all the same.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parity.copied_weights import HEADS, WIDTH, Cases, Names, Part, linear, norm, report
+from parity.copied_weights import HEADS, WIDTH, Cases, Names, Part, linear, norm, parser_of, report
 
 SIDE = Path(__file__).with_name("transformers_side.py")
 _ROOT = (WIDTH / HEADS) ** 0.5
@@ -169,11 +168,8 @@ CASES: Cases = {
 
 def main(argv: Sequence[str]) -> int:
     """Compare all cases, and return 1 if one differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--python", required=True, help="interpreter that has transformers")
-    return report(CASES, parser.parse_args(argv).python, SIDE)
+    options = parser_of(__doc__, "transformers").parse_args(argv)
+    return report(CASES, options.python, SIDE)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,15 @@ _BART_SIZES = {
     "decoder_layerdrop": 0.0,
     "pad_token_id": 1,
 }
+_LLAMA_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+}
 
 
 def _seq2seq(model: nn.Module) -> dict[str, Tensor]:
@@ -102,31 +111,15 @@ def _m2m100() -> nn.Module:
 
 
 def _llama(**options: Any) -> nn.Module:
-    config = transformers.LlamaConfig(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-6,
-        **options,
-    )
+    config = transformers.LlamaConfig(**_LLAMA_SIZES, num_key_value_heads=2, **options)
     return drawn(transformers.LlamaModel(config))
 
 
 def _qwen3() -> nn.Module:
     config = transformers.Qwen3Config(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **_LLAMA_SIZES,
         num_key_value_heads=1,
         head_dim=8,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-6,
         use_sliding_window=True,
         sliding_window=5,
         max_window_layers=0,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from ds_seq.config.customary import COMMANDS, NAMES, TOOLKITS
+from ds_seq.config.customary import COMMANDS, NAMES
+from ds_seq.config.customary_rows import TOOLKITS
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.model.presets import architectures
 

@@ -8,36 +8,8 @@ home the loader finds by itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
-TOOLKITS = ("fairseq", "Hugging Face", "OpenNMT-py", "Marian")
-"""The toolkits with a column of their own; names of others are in `Row.other`."""
-
-
-class Row(NamedTuple):
-    """Options of other toolkits that mean the same.
-
-    Attributes:
-        ours: the option of ds_seq; a remark may follow in parentheses.
-        fairseq: names in fairseq, separated by spaces, spelled as on its command line.
-        hugging_face: names in the Hugging Face Trainer, its model configs and its `generate`.
-        opennmt: names in OpenNMT-py.
-        marian: names in Marian.
-        other: names in joeynmt and in common training scripts.
-    """
-
-    ours: str
-    fairseq: str = ""
-    hugging_face: str = ""
-    opennmt: str = ""
-    marian: str = ""
-    other: str = ""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names by toolkit, in the order of `TOOLKITS`."""
-        return self.fairseq, self.hugging_face, self.opennmt, self.marian
-
+from ds_seq.config.customary_rows import ONE_SIDED, Row
 
 _BATCH = "(batches are sized by tokens; train.accumulate sets the batches per update)"
 _LAYERS = "model.encoder_layers and model.decoder_layers"
@@ -82,16 +54,16 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "num_attention_heads encoder_attention_heads decoder_attention_heads n_head", "heads",
             "transformer-heads", "attention_heads n_heads nhead"),
         Row("model.ffn_dim", "encoder-ffn-embed-dim decoder-ffn-embed-dim",
-            "encoder_ffn_dim decoder_ffn_dim intermediate_size d_ff", "transformer_ff",
+            "encoder_ffn_dim decoder_ffn_dim intermediate_size d_ff n_inner", "transformer_ff",
             "transformer-dim-ffn", "dim_feedforward ff_size ffn_size"),
         Row("model.activation", "activation-fn", "activation_function hidden_act",
             "pos_ffn_activation_fn", "transformer-ffn-activation"),
         Row("model.linear: bitnet", "", "linear_class", "", "", "bitnet bitlinear use_bitlinear"),
         Row("model.linear: {name: bitnet, norm: rms or none}", "", "use_rms_norm"),
-        Row("model.dropout", "dropout", "dropout hidden_dropout_prob dropout_rate", "dropout",
-            "transformer-dropout", "hidden_dropout dropout_prob residual_dropout"),
+        Row("model.dropout", "dropout", "dropout hidden_dropout_prob dropout_rate resid_pdrop",
+            "dropout", "transformer-dropout", "hidden_dropout dropout_prob residual_dropout"),
         Row("model.attention_dropout", "attention-dropout",
-            "attention_dropout attention_probs_dropout_prob", "attention_dropout",
+            "attention_dropout attention_probs_dropout_prob attn_pdrop", "attention_dropout",
             "transformer-dropout-attention", "attn_dropout"),
         Row("model.activation_dropout", "activation-dropout relu-dropout", "activation_dropout", "",
             "transformer-dropout-ffn", "ffn_dropout"),
@@ -150,7 +122,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
         Row("model.embedding_scale", "no-scale-embedding", "scale_embedding"),
         Row("model.embedding_norm", "layernorm-embedding", "", "", "", "normalize_embedding"),
         Row("model.max_positions", "max-source-positions max-target-positions",
-            "max_position_embeddings", "", "", "max_seq_len block_size"),
+            "max_position_embeddings n_positions n_ctx", "", "", "max_seq_len"),
         Row(_SHARE, "share-all-embeddings share-decoder-input-output-embed", "tie_word_embeddings",
             "share_embeddings share_decoder_embeddings",
             "tied-embeddings tied-embeddings-all tied-embeddings-src",
@@ -289,6 +261,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
         Row("data.long_pairs (skip, truncate_source, truncate)", "truncate-source", "truncation"),
         Row("data.raw (a folder with {train,val,test}.{source,target})", "", "data_dir"),
     ),
+    "Language models and pre-training": ONE_SIDED,
     "Translation": (
         Row("generation.beam", "beam", "num_beams eval_beams", "beam_size", "beam-size"),
         Row("generation.length_penalty", "lenpen", "length_penalty", "alpha", "normalize",
@@ -320,7 +293,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "prepare": ("fairseq-preprocess", "", "onmt_build_vocab", "marian-vocab", "preprocess"),
     "train": (
         "fairseq-train fairseq-hydra-train",
-        "run_translation",
+        "run_translation run_clm run_mlm",
         "onmt_train",
         "marian",
         "fit",
@@ -329,6 +302,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "interactive": ("fairseq-interactive", "", "", "marian-server", "repl"),
     "score": ("fairseq-score", "sacrebleu", "", "", "evaluate bleu"),
     "rescore": ("", "", "", "marian-scorer", "force-decode"),
+    "perplexity": ("fairseq-eval-lm", "", "", "", "eval-lm"),
     "average": ("average_checkpoints", "", "onmt_average_models", "", "average-checkpoints"),
     "export": ("", "", "onmt_release_model", "marian-conv", "convert"),
 }

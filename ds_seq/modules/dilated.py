@@ -29,7 +29,7 @@ from ds_seq.modules.attention import SelfAttention, attend, attend_with_map
 from ds_seq.modules.body import BodyOutput, Context
 from ds_seq.modules.kv_cache import BeamPaths, KeyValue, KeyValueBuffer
 from ds_seq.modules.position_bias import OUTSIDE
-from ds_seq.modules.segment_attention import Scored, backward_of, forward_of
+from ds_seq.modules.segment_attention import Attended, Dropping, Scored, backward_of, forward_of
 
 _NO_CONTEXT = Context()
 
@@ -181,10 +181,10 @@ class _Attention(torch.autograd.Function):
         batch, heads, length, width = query.shape  # as merged heads lie in memory
         out = query.new_zeros(batch, length, heads, width, dtype=exact).transpose(1, 2)
         sums = out.new_full((*out.shape[:3], 1), -math.inf)  # logarithms of the divisors
-        noise = _noise(query, ctx.seed)
+        dropping = _dropping(query, segments.dropout, ctx.seed)
         for part in segments.parts(query.size(2)):
             scored = _scored(part, KeyValue(key, value), query, hidden, segments)
-            found, found_sums = forward_of(scored, segments.dropout, noise)
+            found, found_sums = forward_of(scored, dropping)
             before = part.take(sums)
             both = torch.logaddexp(before, found_sums[..., None])
             found = found * (found_sums[..., None] - both).exp()
@@ -204,17 +204,11 @@ class _Attention(torch.autograd.Function):
         grads = [
             torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
         ]
-        noise = _noise(query, ctx.seed)
+        dropping = _dropping(query, segments.dropout, ctx.seed)
         for part in segments.parts(query.size(2)):
             scored = _scored(part, KeyValue(key, value), query, hidden, segments)
-            found = backward_of(
-                scored,
-                part.take(grad),
-                part.take(out),
-                part.take(sums).squeeze(-1),
-                segments.dropout,
-                noise,
-            )
+            attended = Attended(part.take(out), part.take(sums).squeeze(-1))
+            found = backward_of(scored, part.take(grad), attended, dropping)
             for total, share in zip(grads, found, strict=True):
                 part.put(total, part.take(total) + share)
         return (*grads, None, None)
@@ -233,8 +227,10 @@ def _scored(
     return Scored(part.take(query), key, value, mask, segments.causal)
 
 
-def _noise(like: Tensor, seed: int | None) -> torch.Generator | None:
-    return None if seed is None else torch.Generator(like.device).manual_seed(seed)
+def _dropping(like: Tensor, share: float, seed: int | None) -> Dropping | None:
+    if seed is None:
+        return None
+    return Dropping(share, torch.Generator(like.device).manual_seed(seed))
 
 
 class DilatedAttention(SelfAttention):

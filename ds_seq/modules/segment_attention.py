@@ -21,6 +21,22 @@ _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+class Dropping(NamedTuple):
+    """Weights that are dropped."""
+
+    share: float
+    """Probability of dropping a weight."""
+    noise: torch.Generator
+    """Generator of what is dropped; in a backward pass in the state before the forward pass."""
+
+    def kept(self, like: Tensor) -> Tensor:
+        """Return 0 for the weights that are dropped, and the factor of the rest."""
+        draws = torch.rand(
+            like.shape, generator=self.noise, device=like.device, dtype=torch.float32
+        )
+        return (draws >= self.share).to(like.dtype) / (1.0 - self.share)
+
+
 class Scored(NamedTuple):
     """Queries, keys and values of some segments."""
 
@@ -40,56 +56,50 @@ class Scored(NamedTuple):
         return 1.0 / math.sqrt(self.query.size(-1))
 
 
-def forward_of(
-    scored: Scored, dropout: float, noise: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+class Attended(NamedTuple):
+    """What queries have taken."""
+
+    out: Tensor
+    """(S, H, M, Dh)."""
+    sums: Tensor
+    """(S, H, M), the logarithms of the divisors in float32 (float64 if the queries are)."""
+
+
+def forward_of(scored: Scored, dropping: Dropping | None) -> Attended:
     """Attend within segments.
 
     Args:
         scored: the segments.
-        dropout: probability of dropping a weight.
-        noise: generator of what is dropped; None without dropout.
-
-    Returns:
-        The attended values (S, H, M, Dh), and the logarithms of the divisors (S, H, M) in float32
-        (float64 if the queries are).
+        dropping: what is dropped; None without dropout.
     """
-    if _is_fused(scored, dropout):
+    if _is_fused(scored, dropping):
         query, key, value, mask, causal = scored
-        out, sums = _FORWARD(query, key, value, 0.0, causal, attn_mask=mask)
-        return out, sums
+        return Attended(*_FORWARD(query, key, value, 0.0, causal, attn_mask=mask))
     outs, sums = [], []
     for block in _blocks(scored):
         scores = _scores(block)
         sums.append(scores.logsumexp(-1))
         weights = (scores - sums[-1][..., None]).exp()
-        if noise is not None:
-            weights *= _kept(weights, dropout, noise)
+        if dropping is not None:
+            weights *= dropping.kept(weights)
         outs.append(weights @ block.value.to(weights.dtype))
-    return torch.cat(outs), torch.cat(sums)
+    return Attended(torch.cat(outs), torch.cat(sums))
 
 
 def backward_of(
-    scored: Scored,
-    grad: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    dropout: float,
-    noise: torch.Generator | None,
+    scored: Scored, grad: Tensor, attended: Attended, dropping: Dropping | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of queries, keys and values.
 
     Args:
         scored: the segments.
         grad: gradient of the output (S, H, M, Dh).
-        out: the output (S, H, M, Dh).
-        sums: logarithms of the divisors (S, H, M).
-        dropout: probability of dropping a weight.
-        noise: generator in the state in which it was before the forward pass.
+        attended: the output and the divisors.
+        dropping: what the forward pass has dropped; None without dropout.
     """
-    if _is_fused(scored, dropout):
+    if _is_fused(scored, dropping):
         query, key, value, mask, causal = scored
-        tensors = (grad, query, key, value, out, sums)
+        tensors = (grad, query, key, value, *attended)
         queries, keys, values = _BACKWARD(*tensors, 0.0, causal, attn_mask=mask)
         return queries, keys, values
     found = []
@@ -97,27 +107,23 @@ def backward_of(
     for block in _blocks(scored):
         rows = slice(first, first + len(block.query))
         first = rows.stop
-        found.append(_plain_backward(block, grad[rows], out[rows], sums[rows], dropout, noise))
+        part = Attended(*(each[rows] for each in attended))
+        found.append(_plain_backward(block, grad[rows], part, dropping))
     queries, keys, values = map(torch.cat, zip(*found, strict=True))
     return queries, keys, values
 
 
 def _plain_backward(
-    block: Scored,
-    grad: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    dropout: float,
-    noise: torch.Generator | None,
+    block: Scored, grad: Tensor, attended: Attended, dropping: Dropping | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores = _scores(block)
     query, key, value = (x.to(scores.dtype) for x in block[:3])
-    grad, out = grad.to(scores.dtype), out.to(scores.dtype)
-    weights = (scores - sums[..., None]).exp()
+    grad, out = grad.to(scores.dtype), attended.out.to(scores.dtype)
+    weights = (scores - attended.sums[..., None]).exp()
     of_weights = grad @ value.transpose(-1, -2)
     used = weights
-    if noise is not None:
-        kept = _kept(weights, dropout, noise)
+    if dropping is not None:
+        kept = dropping.kept(weights)
         used, of_weights = weights * kept, of_weights * kept
     of_scores = weights * (of_weights - (grad * out).sum(-1, keepdim=True)) * block.scale
     of_value = used.transpose(-1, -2) @ grad
@@ -126,10 +132,10 @@ def _plain_backward(
     return queries, keys, values
 
 
-def _is_fused(scored: Scored, dropout: float) -> bool:
+def _is_fused(scored: Scored, dropping: Dropping | None) -> bool:
     """Return whether PyTorch's kernel for CPUs serves; it has no dropout."""
     enabled = torch.backends.cuda.flash_sdp_enabled()  # the switch of all devices
-    return enabled and scored.query.device.type == "cpu" and dropout == 0.0
+    return enabled and scored.query.device.type == "cpu" and dropping is None
 
 
 def _blocks(scored: Scored) -> list[Scored]:
@@ -152,9 +158,3 @@ def _scores(block: Scored) -> Tensor:
         future = torch.ones(shape, dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, -math.inf)
     return scores
-
-
-def _kept(like: Tensor, dropout: float, noise: torch.Generator) -> Tensor:
-    """Return 0 for what is dropped, and the factor of the rest."""
-    kept = torch.rand(like.shape, generator=noise, device=like.device, dtype=torch.float32)
-    return (kept >= dropout).to(like.dtype) / (1.0 - dropout)

@@ -22,6 +22,7 @@ from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.data.batch import Batch
 from ds_seq.models import build_model
+from ds_seq.models.decoder_only import DecoderOnlyTransformer
 from ds_seq.modules.multiway import Markers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
@@ -34,12 +35,13 @@ from ds_seq.training.engine import Engine
 from ds_seq.training.restore import restore
 from ds_seq.training.state import WEIGHT, FullState, full_shape
 from ds_seq.weights.fill import load_weights, persistent_buffers
-from tests.batches import batch_of
+from tests.batches import batch_of, text_batch_of
 
 VOCAB = 23
 SIZES = ((2, 5), (3, 7), (1, 3), (4, 4), (2, 2), (1, 9), (3, 3), (2, 6))  # sentences, length
 FEW = 4  # micro-batches of an update over all ranks, whatever the layout; at most `len(SIZES)`
 SGD = SgdConfig(lr=0.3)
+WIDTHS: dict[str, Any] = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "dropout": 0.0}
 LOSS_WEIGHTS = {"load_balance": 0.5, "router_z": 0.1, "budget": 0.3}
 
 Steps = list[tuple[float, float, bool]]
@@ -59,8 +61,8 @@ class Result(NamedTuple):
 def model_config(**changes: Any) -> TransformerConfig:
     """Two layers per side, experts in the second ones; dropless: every layout routes alike."""
     moe = MoeConfig(num_experts=4, top_k=2, capacity_factor=None)
-    sizes = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
-    return TransformerConfig(**{**sizes, "dropout": 0.0, "moe": moe, **changes})  # type: ignore[arg-type]
+    layers = {"encoder_layers": 2, "decoder_layers": 2}
+    return TransformerConfig(**{**WIDTHS, **layers, "moe": moe, **changes})  # type: ignore[arg-type]
 
 
 def small_model(**changes: Any) -> TransformerConfig:
@@ -86,6 +88,12 @@ def batches(update: int, count: int = FEW) -> list[Batch]:
             src, tgt = torch.tensor([[2]]), torch.tensor([[1]])
         made.append(batch_of(src, tgt))
     return made
+
+
+def batches_for(net: nn.Module, update: int, count: int) -> list[Batch]:
+    """Return `batches` as the model reads them: of a language model, the targets."""
+    made = batches(update, count)
+    return [*map(text_batch_of, made)] if isinstance(net, DecoderOnlyTransformer) else made
 
 
 def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
@@ -185,7 +193,7 @@ def train(engine: Engine, updates: range, before_step: Callable[[], None] = lamb
     balancer, results = BiasBalancer(engine.module), []
     engine.module.train()
     for update in updates:
-        everyone = batches(update, world * engine.accumulate)
+        everyone = batches_for(engine.module, update, world * engine.accumulate)
         tokens = sum(batch.num_tokens for batch in everyone)
         total, result = torch.zeros(()), None
         mine = everyone[rank::world]
@@ -235,7 +243,7 @@ def emulate(
     criterion, balancer, steps = make_criterion(loss_weights), BiasBalancer(net), []
     gradients: dict[str, Tensor] = {}
     for update in range(updates):
-        everyone = batches(update, micro_batches)
+        everyone = batches_for(net, update, micro_batches)
         tokens = sum(batch.num_tokens for batch in everyone)
         total = torch.zeros(())
         own.zero_grad(set_to_none=False)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from ds_seq.config.model import MoeConfig, RecurrentConfig
+from ds_seq.config.model import DecoderOnlyConfig, MoeConfig, RecurrentConfig
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
@@ -90,6 +90,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
             output_dim=12,
             decoder_layers=2,
             dropout=0.0,
+        )
+    },
+    "language_model": {
+        "model": DecoderOnlyConfig.model_validate(
+            {
+                **spine.WIDTHS,
+                "decoder_layers": 2,
+                "name": "decoder_only",
+                "adaptive": {"cutoffs": [7, 12], "factor": 2, "tie_projections": True},
+                "moe": {"num_experts": 4, "top_k": 2, "capacity_factor": None, "every": 1},
+            }
         )
     },
     "convolutions": {

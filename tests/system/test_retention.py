@@ -7,49 +7,36 @@ from pathlib import Path
 import pytest
 
 from tests.system.forked import command, generate, train
-from tests.system.runs import NO_VALIDATION, TINY, Lab
+from tests.system.mixers import Mixers, translation
+from tests.system.runs import Lab
 from tests.system.test_learning import ENOUGH, bleu
 
-RETENTION = (
-    *TINY,
-    *NO_VALIDATION,
-    "model.encoder_mixer={name: retention, chunk_size: 3, shortest_memory: 4.0}",
-    "model.decoder_mixer={name: retention, shortest_memory: 4.0}",
-    "model.positions=none",
-    "optimizer.lr=0.02",
-    "scheduler.warmup_updates=1",
+RETENTION = Mixers(
+    (
+        "model.encoder_mixer={name: retention, chunk_size: 3, shortest_memory: 4.0}",
+        "model.decoder_mixer={name: retention, shortest_memory: 4.0}",
+        "model.positions=none",
+    )
 )
-
-
-def _train(experiment: Path, folder: Path, updates: int, *more: str, ranks: int = 1) -> Path:
-    settings = (*RETENTION, f"train.max_updates={updates}", f"run_dir={folder}", *more)
-    train(experiment, *settings, ranks=ranks)[0].check()
-    return folder
-
-
-def _translation(lab: Lab, tmp_path: Path, *arguments: str | Path) -> str:
-    out = tmp_path / "out"
-    generate(*arguments, "--input", lab.text("test.en"), "--output", out)[0].check()
-    return out.read_text()
 
 
 @pytest.fixture(scope="module")
 def run(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with experts that began on two ranks and was resumed on one, with other chunks."""
     folder = tmp_path_factory.mktemp("retention") / "run"
-    _train(lab.moe, folder, 4, ranks=2)
+    RETENTION.train(lab.moe, folder, 4, ranks=2)
     more = ("model.encoder_mixer.chunk_size=null", "train.expert_parallel=1", "--resume")
-    return _train(lab.moe, folder, 6, *more)
+    return RETENTION.train(lab.moe, folder, 6, *more)
 
 
 def test_an_export_translates_like_its_run(lab: Lab, run: Path, tmp_path: Path) -> None:
     export = tmp_path / "export"
     command("export", run, "--out", export)[0].check()
-    expected = _translation(lab, tmp_path, run, "--beam", "4")
+    expected = translation(lab, tmp_path, run, "--beam", "4")
     assert expected.strip()
-    assert _translation(lab, tmp_path, export, "--beam", "4") == expected
+    assert translation(lab, tmp_path, export, "--beam", "4") == expected
     # two times the same model is this model
-    assert _translation(lab, tmp_path, export, run, "--beam", "4") == expected
+    assert translation(lab, tmp_path, export, run, "--beam", "4") == expected
 
 
 MIXERS: dict[str, tuple[str, ...]] = {
@@ -99,24 +86,14 @@ def test_a_model_learns(lab: Lab, tmp_path: Path, mixers: str) -> None:
 def test_searches_of_all_kinds(
     lab: Lab, run: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    lines = _translation(lab, tmp_path, run, *options).splitlines()
+    lines = translation(lab, tmp_path, run, *options).splitlines()
     assert len(lines) >= len(lab.text("test.en").read_text().splitlines())
 
 
 @pytest.mark.slow
 def test_other_models_are_made_of_it(lab: Lab, tmp_path: Path) -> None:
-    dense = _train(lab.dense, tmp_path / "dense", 4, "train.save_every=2")
-    _train(lab.moe, tmp_path / "upcycled", 1, f"train.init_from={dense}", ranks=2)
-    command("average", dense, "--last", "2", "--out", tmp_path / "mean")[0].check()
-    student = ("make-student", dense, "--out", tmp_path / "student", "--decoder-layers", "1")
-    command(*student)[0].check()
-    valid = ("--calibration", lab.text("valid.en"), "--calibration-target", lab.text("valid.de"))
-    pruned = command("prune-heads", dense, "--keep", "1", *valid, "--out", tmp_path / "pruned")[0]
-    assert "cross 0" in pruned.check().out and "decoder 0" not in pruned.out
-    for each in ("mean", "student", "pruned"):
-        assert _translation(lab, tmp_path, tmp_path / each).strip()
+    dense, pruned = RETENTION.make_others(lab, tmp_path)
+    assert "cross 0" in pruned and "decoder 0" not in pruned
     other = "model.decoder_mixer={name: retention, shortest_memory: 8.0}"
-    settings = (*RETENTION, other, f"train.init_from={dense}", f"run_dir={tmp_path / 'other'}")
-    refused = train(lab.dense, *settings)[0]
-    assert refused.code == 2
-    assert "has model.decoder_mixer" in refused.err and "Traceback" not in refused.err
+    refused = RETENTION.refused(lab, tmp_path, other, f"train.init_from={dense}")
+    assert "has model.decoder_mixer" in refused.err

@@ -6,13 +6,16 @@ which pair it is: it makes a model for each of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
+from ds_seq.models.output import ModelOutput
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from tests.batches import encode, score
 from tests.covering import all_pairs, covering_rows
@@ -87,12 +90,12 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "recomputed": {"recomputed": {"activation_checkpointing": True}},
 }
 _OTHER_ENCODERS = ("retention before", "convolution before")
-_LORA = ("lora", "stable")
+LORA = ("lora", "stable")
 REFUSED = {
-    "pruned": ("subln", "shared", "one", *_OTHER_ENCODERS, *_LORA),
+    "pruned": ("subln", "shared", "one", *_OTHER_ENCODERS, *LORA),
     "dilated before": ("alibi", "buckets"),
     "dilated": ("alibi", "buckets", "window"),
-    **dict.fromkeys(("ternary", "binary", "multiway", "multiway encoder"), _LORA),
+    **dict.fromkeys(("ternary", "binary", "multiway", "multiway encoder"), LORA),
 }
 """Values that cannot go with others."""
 APART = {frozenset(("retention", "convolution before"))} | {
@@ -114,20 +117,26 @@ def _settings(names: tuple[str, ...]) -> dict[str, Any]:
     return settings
 
 
-def _trains_and_translates(model: Seq2SeqTransformer, pairs: Any, dtype: torch.dtype) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+def moved_by_training(model: nn.Module, forward: Callable[[], ModelOutput]) -> int:
+    """Train for two updates; return how many parameters are not what they were."""
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=0.01)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for _ in range(2):
-        output = score(model.train(), *pairs)
+        output = forward()
         loss = output.logits.square().mean() + sum(output.router_losses.values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         assert loss.isfinite()
-    moved = sum(
+    return sum(
         not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)
     )
-    assert moved > 0.5 * len(before), "an expert without tokens stays, all else is trained"
+
+
+def _trains_and_translates(model: Seq2SeqTransformer, pairs: Any, dtype: torch.dtype) -> None:
+    moved = moved_by_training(model, lambda: score(model, *pairs))
+    count = len(list(model.parameters()))
+    assert moved > 0.5 * count, "an expert without tokens stays, all else is trained"
     model.eval().to(dtype)
     tokens = torch.randint(4, VOCAB, (len(pairs.src), 2, 4))
     with torch.inference_mode():
