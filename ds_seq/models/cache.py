@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ds_seq.modules.body import Context, Past
-from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, is_identity
+from ds_seq.modules.kv_cache import (
+    BeamPaths,
+    KeptSentences,
+    KeyValueBuffer,
+    SourcePast,
+    is_identity,
+)
 
 
 class DecoderCache:
@@ -31,6 +37,8 @@ class DecoderCache:
         self.context = context
         self.paths = paths
         self._states = [past for call in pasts for past in call if past is not None]
+        # states of other kinds have a row per hypothesis from the first step on
+        self._can_share = all(isinstance(s, KeyValueBuffer | SourcePast) for s in self._states)
 
     @property
     def length(self) -> int:
@@ -42,9 +50,26 @@ class DecoderCache:
         """Number of hypotheses per sentence, K."""
         return self.paths.beam
 
-    def advance(self) -> None:
-        """Open the next position."""
-        self.paths.advance()
+    def distinct(self, tokens: Tensor) -> Tensor:
+        """Return the newest tokens (N,) as (B, K), or as (B, 1) where one stands for all.
+
+        A search starts with K equal hypotheses of each sentence, of which it is enough to decode
+        one. On a GPU, comparing them would need a synchronization, so there all are decoded.
+        """
+        by_sentence = tokens.view(-1, self.beam)
+        if self.length or self.beam == 1 or not self._can_share or tokens.device.type != "cpu":
+            return by_sentence
+        first = by_sentence[:, :1]
+        return first if bool((by_sentence == first).all()) else by_sentence
+
+    def of_each(self, logits: Tensor) -> Tensor:
+        """Return logits (N, V), given those of all hypotheses or of one per sentence, (B, V)."""
+        num_rows = self.paths.num_rows
+        return logits if len(logits) == num_rows else logits.repeat_interleave(self.beam, 0)
+
+    def advance(self, width: int) -> None:
+        """Open the next position, for K hypotheses of each sentence or one that stands for all."""
+        self.paths.advance(width)
 
     def reorder(self, rows: Tensor) -> None:
         """Let hypothesis n continue hypothesis `rows[n]`.

@@ -123,9 +123,9 @@ class DecoderOnlyTransformer(nn.Module):
         Returns:
             Logits (N, V).
         """
-        embedded = self.target_embedding(tokens.view(-1, cache.beam))  # (B, K, D)
+        embedded = self.target_embedding(cache.distinct(tokens))  # (B, K, D) or (B, 1, D)
         hidden = self.decoder.step(embedded, cache).flatten(0, 1)
-        return scores_of(hidden, self.target_embedding, self.output)
+        return cache.of_each(scores_of(hidden, self.target_embedding, self.output))
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""

@@ -181,9 +181,9 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             Logits (N, V).
         """
-        embedded = self.target_embedding(tokens.view(-1, cache.beam))  # (B, K, D)
+        embedded = self.target_embedding(cache.distinct(tokens))  # (B, K, D) or (B, 1, D)
         hidden = self.decoder.step(embedded, cache).flatten(0, 1)
-        return token_scores(hidden, self.target_embedding, self.output)
+        return cache.of_each(token_scores(hidden, self.target_embedding, self.output))
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""

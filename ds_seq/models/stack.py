@@ -209,8 +209,11 @@ class Stack(nn.Module):
         return DecoderCache(pasts, context, paths)
 
     def step(self, x: Tensor, cache: DecoderCache) -> Tensor:
-        """Decode the next embedded token (B, K, D) of every hypothesis; returns (B, K, D)."""
-        cache.advance()
+        """Decode the next embedded token of every hypothesis, x (B, K, D); returns (B, K, D).
+
+        In the first step, x may be (B, 1, D): one hypothesis stands for all of its sentence.
+        """
+        cache.advance(x.size(1))
         position, context = cache.length - 1, cache.context
         context = context._replace(ways=self.ways_of(context.sets, x.size(1)))
         x = self._start(x, position, 1, context.ways)

@@ -119,24 +119,35 @@ class BeamPaths:
             raise ValueError("call track_positions before the first step")
         return self._positions[:, : self.used]
 
-    def advance(self) -> None:
-        """Open the next position, at which every hypothesis attends to the key it writes."""
+    def advance(self, width: int | None = None) -> None:
+        """Open the next position, at which every hypothesis attends to the key it writes.
+
+        Args:
+            width: keys per sentence: K, or 1 at the first position, which all hypotheses share.
+                None: K.
+
+        Raises:
+            ValueError: there are no more positions, or hypotheses share a later one.
+        """
         if self.length == self.max_length:
             raise ValueError(f"the cache was made for {self.max_length} positions")
+        width = self.beam if width is None else width
+        if width != self.beam and (self.length or width != 1):
+            raise ValueError(f"{width} keys at position {self.length} for a beam of {self.beam}")
         self.length += 1
         if self._keeps_keys:
-            self._add_keys()
+            self._add_keys(width)
 
-    def _add_keys(self) -> None:
+    def _add_keys(self, width: int) -> None:
         """Add the columns of the newest keys."""
-        if self.used + self.beam > self.room:
+        if self.used + width > self.room:
             self._make_room()
         start = self.used
-        self.used += self.beam
-        self._paths[:, start : self.used] = self._newest
+        self.used += width
+        self._paths[:, start : self.used] = self._newest if width == self.beam else 0.0
         if self._positions is not None:
             self._positions[:, start : self.used] = self.length - 1
-        if self.beam > 1:  # a single hypothesis attends to all keys: no mask
+        if width > 1:  # a single hypothesis attends to all keys: no mask
             rows = self._paths[:, : self.used]
             self.mask = rows.view(-1, 1, self.beam, self.used)  # (B, 1, K, C)
 
@@ -230,7 +241,7 @@ class KeyValueBuffer:
         return self._paths.key_positions
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest keys and values (B, H, K, Dh); return all of them (B, H, C, Dh)."""
+        """Store the newest keys and values (B, H, K or 1, Dh); return all (B, H, C, Dh)."""
         paths = self._paths
         if self._key is None or self._value is None:
             shape = (*key.shape[:2], paths.room, key.size(-1))
@@ -238,7 +249,7 @@ class KeyValueBuffer:
         elif self._generation != paths.generation:
             self._key, self._value = paths.follow(self._key), paths.follow(self._value)
         self._generation = paths.generation
-        start = paths.used - paths.beam
+        start = paths.used - key.size(2)
         self._key[:, :, start : paths.used] = key
         self._value[:, :, start : paths.used] = value
         return self._key[:, :, : paths.used], self._value[:, :, : paths.used]

@@ -71,6 +71,25 @@ def test_beams_that_move_and_sentences_that_end(build, pairs, shape):
             history = history[rows]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_hypothesis_stands_for_all_at_the_start(build, pairs, shape):
+    """Hypotheses that begin alike and then differ are scored as if each had been decoded."""
+    model = build(**shape).eval()
+    src = pairs.src.repeat_interleave(BEAM, 0)
+    tgt = torch.randint(4, VOCAB, (len(src), 5), generator=torch.Generator().manual_seed(3))
+    tgt[:, 0] = tgt[::BEAM, 0].repeat_interleave(BEAM)
+    widths = []
+    layer = model.decoder.layers[0]
+    step = layer.step
+    with torch.inference_mode():
+        expected = score(model, src, tgt).logits
+        cache = model.start_cache(encode(model, pairs.src), BEAM, max_length=5)
+        layer.step = lambda x, pasts, context: widths.append(x.size(1)) or step(x, pasts, context)
+        for position in range(5):
+            assert_same(model.decode_step(tgt[:, position], cache), expected[:, position])
+    assert widths == [1, *[BEAM] * 4]
+
+
 def test_a_layer_called_twice_has_two_pasts(build, pairs):
     model = build().eval()
     layer = model.decoder.layers[0]

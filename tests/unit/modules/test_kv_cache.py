@@ -95,6 +95,24 @@ def test_keys_keep_their_positions(beam):
         assert paths.used < length * beam
 
 
+def test_hypotheses_share_the_first_key_and_no_other():
+    paths = BeamPaths(2, 3, 8, torch.empty(0))
+    buffer = KeyValueBuffer(paths)
+    paths.advance(1)
+    first = torch.randn(2, HEADS, 1, WIDTH)
+    assert torch.equal(buffer.append(first, first)[0], first)
+    assert paths.mask is None
+    paths.reorder(torch.tensor([0, 0, 0, 3, 3, 3]))
+    paths.advance(3)
+    second = torch.randn(2, HEADS, 3, WIDTH)
+    keys = visible(buffer.append(second, second)[0], paths.mask, beam=3)
+    for row, seen in enumerate(keys):
+        expected = torch.stack([first[row // 3, :, 0], second[row // 3, :, row % 3]])
+        assert torch.equal(seen, expected)
+    with pytest.raises(ValueError, match="1 keys at position 2 for a beam of 3"):
+        paths.advance(1)
+
+
 def test_positions_are_kept_only_when_requested():
     paths = BeamPaths(2, 2, 8, torch.empty(0))
     with pytest.raises(ValueError, match="track_positions before the first step"):
