@@ -110,7 +110,8 @@ def _decoder_alone(model: Any) -> nn.Module:
     return Stack(layers, old.positions, old.final_norm, 0.0, False, 0.0, bias=old.bias)
 
 
-def _joined(theirs: dict[str, Tensor], parts: list[Part], invert: bool) -> Tensor:
+def joined_parts(theirs: dict[str, Tensor], parts: list[Part], invert: bool) -> Tensor:
+    """Return a tensor of ours from theirs; with `invert`, a gradient."""
     joined = []
     for part in parts:
         tensor = theirs[part.name][part.skip : part.end][..., part.columns]
@@ -142,7 +143,7 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
         for name, parameter in part.named_parameters():
             if name in names:
                 parameter.copy_(
-                    _joined(weights, names[name], invert=False).reshape(parameter.shape)
+                    joined_parts(weights, names[name], invert=False).reshape(parameter.shape)
                 )
             else:
                 assert name.endswith("bias"), f"{case}: {name} has no counterpart"
@@ -162,7 +163,7 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
         output = part(values["x"], context).hidden
     (output * values["factors"]).sum().backward()
     ours = {name: weight.grad for name, weight in part.named_parameters() if name in names}
-    theirs = {name: _joined(gradients, parts, invert=True) for name, parts in names.items()}
+    theirs = {name: joined_parts(gradients, parts, invert=True) for name, parts in names.items()}
     return differences(output, values["output"], ours, theirs)
 
 

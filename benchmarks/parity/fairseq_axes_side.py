@@ -24,9 +24,9 @@ from fairseq_side import make_dictionary
 from parity.peer_tensors import drawn, save_cases, sequences
 
 VOCAB, MAX_POSITIONS = 40, 64
-_SIZES = "--encoder-layers 3 --decoder-layers 2"
+SIZES = "--encoder-layers 3 --decoder-layers 2"
 for _side in ("encoder", "decoder"):
-    _SIZES += f" --{_side}-embed-dim 32 --{_side}-ffn-embed-dim 48 --{_side}-attention-heads 4"
+    SIZES += f" --{_side}-embed-dim 32 --{_side}-ffn-embed-dim 48 --{_side}-attention-heads 4"
 _PRE = "--encoder-normalize-before --decoder-normalize-before"
 _LEARNED = "--encoder-learned-pos --decoder-learned-pos"
 CASES = {
@@ -44,7 +44,7 @@ CASES = {
 }
 
 
-def model_of(flags: str, arch: str = "transformer", sizes: str = _SIZES) -> nn.Module:
+def model_of(flags: str, arch: str = "transformer", sizes: str = SIZES) -> nn.Module:
     """Return a model of this architecture with these flags, with weights drawn anew."""
     words = ["unused", "--cpu", "--task", "translation", "--arch", arch]
     words += [*sizes.split(), *flags.split(), "--dropout", "0"]
