@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from parity.copied_weights import (
     VOCAB,
     Names,
-    joined_parts,
     differences,
+    joined_parts,
     linear,
     part_of,
     report,
