@@ -19,7 +19,7 @@ def pack_weights(model: nn.Module, int8: bool = False) -> None:
     """Give every linear map of a model a packed copy of its weights.
 
     If kernels support it (see `ds_seq.modules.packed`), the copies take as much memory as the
-    weights, or a quarter of it in 8 bits; otherwise this does nothing. Afterwards, the weights must
+    weights, or half of it in 8 bits; otherwise this does nothing. Afterwards, the weights must
     not change, and the model cannot be copied or moved.
 
     Args:
