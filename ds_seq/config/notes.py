@@ -195,7 +195,7 @@ def _loss_notes(config: ExperimentConfig) -> Iterator[str]:
         return
     # the other routers balance without a loss
     if isinstance(criterion, CrossEntropyConfig) and LOAD_BALANCE in moe.losses:
-        if moe.router != "sigmoid":
+        if moe.router not in ("sigmoid", "hash"):
             yield (
                 "criterion: cross_entropy leaves out the routers' losses, so nothing balances the "
                 "experts; model_and_base has them"

@@ -97,6 +97,7 @@ class DecoderOnlyTransformer(nn.Module):
         """
         context = Context(
             token_mask=mask,
+            tokens=tokens,
             token_rows=rows,
             adapters=None if self.adapters is None else self.adapters.rows(tokens),
         )
@@ -123,7 +124,9 @@ class DecoderOnlyTransformer(nn.Module):
         Returns:
             Logits (N, V).
         """
-        embedded = self.target_embedding(cache.distinct(tokens))  # (B, K, D) or (B, 1, D)
+        tokens = cache.distinct(tokens)  # (B, K) or (B, 1)
+        cache.context = cache.context._replace(tokens=tokens)
+        embedded = self.target_embedding(tokens)  # (B, K, D) or (B, 1, D)
         hidden = self.decoder.step(embedded, cache).flatten(0, 1)
         return cache.of_each(scores_of(hidden, self.target_embedding, self.output))
 

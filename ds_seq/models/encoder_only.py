@@ -94,6 +94,7 @@ class EncoderOnlyTransformer(nn.Module):
         embedded = self.target_embedding(tokens)
         context = Context(
             mask,
+            tokens=tokens,
             attention_mask=padding_mask(mask, embedded),
             token_rows=real_rows(mask, num_tokens) if self._routes else None,
             adapters=None if self.adapters is None else self.adapters.rows(tokens),

@@ -98,6 +98,7 @@ class Seq2SeqTransformer(nn.Module):
         context = self._decoder_context(encoded)._replace(
             token_mask=inputs.target_mask,
             token_rows=rows,
+            tokens=inputs.target,
             ways=self.decoder.ways_of(encoded.sets, inputs.target.size(1)),
             source_lengths=lengths_of_mask(inputs.source_mask, encoded.hidden, inputs.num_sources),
         )
@@ -137,6 +138,7 @@ class Seq2SeqTransformer(nn.Module):
             source_mask,
             attention_mask=attention_mask,
             tag=tag,
+            tokens=source,
             token_rows=rows,
             adapters=adapters,
             lengths=lengths_of_mask(source_mask, embedded, num_tokens),
@@ -181,7 +183,9 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             Logits (N, V).
         """
-        embedded = self.target_embedding(cache.distinct(tokens))  # (B, K, D) or (B, 1, D)
+        tokens = cache.distinct(tokens)  # (B, K) or (B, 1)
+        cache.context = cache.context._replace(tokens=tokens)
+        embedded = self.target_embedding(tokens)  # (B, K, D) or (B, 1, D)
         hidden = self.decoder.step(embedded, cache).flatten(0, 1)
         return cache.of_each(token_scores(hidden, self.target_embedding, self.output))
 

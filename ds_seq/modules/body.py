@@ -36,6 +36,8 @@ class Context(NamedTuple):
     """(B, 1, 1, S), added to the scores of cross-attention, or None."""
     tag: Tensor | None = None
     """(B, D) embedding of each sentence's language tag, for bodies that route by it, or None."""
+    tokens: Tensor | None = None
+    """(B, T) int64 numbers of the tokens, for bodies that route by them, or None."""
     position_bias: Tensor | None = None
     """(H, T, T) or (B, H, T, T), in a step (B, H, 1, C) or (B, H, K, C), H heads or 1; added to
     the scores of self-attention."""

@@ -84,7 +84,7 @@ class MoeFeedForward(TokenwiseBody):
 
         Args:
             x: (B, T, D).
-            context: token mask, language tags for routers that use them, and whether to return
+            context: token mask, tags and tokens for routers that use them, and whether to return
                 losses and statistics. Padding gives zeros (plus the dense branch), takes no
                 capacity and counts in no loss.
 
@@ -99,7 +99,9 @@ class MoeFeedForward(TokenwiseBody):
         if real is not None and real.numel() == flat.shape[0]:
             real = None
         shape = (x.shape[0], x.shape[1])
-        routing: Routing = self.gate(flat, real, shape, context.tag, with_aux)
+        tokens = None if context.tokens is None else context.tokens.reshape(-1)  # (M,)
+        more_inputs = (tokens,) if self.gate.reads_tokens else ()
+        routing: Routing = self.gate(flat, real, shape, context.tag, with_aux, *more_inputs)
         out, kept = self._visit(flat, real, routing)
         out = out.view_as(x)
         losses: Losses = routing.losses

@@ -1,6 +1,6 @@
 """Routers choose the experts of each token: the base class and the softmax router.
 
-The other routers are `ds_seq.moe.cosine`, `sigmoid`, `expert_choice` and `language`.
+The other routers are `ds_seq.moe.cosine`, `sigmoid`, `expert_choice`, `language` and `hash`.
 
 Shapes: B sentences, T length, M = B * T rows, padding included, N real tokens,
 D model, E experts, K choices per token, C capacity: largest number of assignments that
@@ -71,6 +71,8 @@ class Router(nn.Module, ABC):
 
     expert_tensors: ClassVar[tuple[str, ...]]
     """Names of the parameters and buffers with one row per expert; pruning removes rows."""
+    reads_tokens: ClassVar[bool] = False
+    """Whether `forward` also takes the numbers of the tokens (M,) int64, last."""
 
     def __init__(self, num_experts: int, top_k: int, load_balance: str) -> None:
         super().__init__()

@@ -183,8 +183,13 @@ def prune(
         The smaller model, on the CPU, and its experiment.
 
     Raises:
-        UserError: the routers of the layers differ in more than their experts.
+        UserError: the routers of the layers differ in more than their experts, or are fixed.
     """
+    if config.model.moe is not None and config.model.moe.router == "hash":
+        raise UserError(
+            "model.moe.router: hash deals tokens out to all experts, so none can be taken out; "
+            "ds-seq make-student --dense merges them"
+        )
     smaller_config = _config(config, model, kept)
     smaller = build_model(smaller_config.model, vocab, 1, 0, seed=config.train.seed)
     rows = _expert_rows(model, kept)

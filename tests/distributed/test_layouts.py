@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sigmoid": _with(router="sigmoid", bias_rate=0.1),
     "expert_choice": _with(router="expert_choice", placement="encoder"),
     "language": _with(router="language"),
+    "hash": _with(router="hash"),
     "residual": _with(residual=True),
     "shared": _with(shared_experts=1),
     "conditional": _with(conditional_budget=0.5),

@@ -76,7 +76,8 @@ class MoeConfig(Config):
         description="Router: `softmax` scores; `cosine` similarity in a low-dimensional space "
         "(X-MoE); `sigmoid` scores with a bias that balances the load without a loss "
         "(DeepSeek-V3); `expert_choice`, where experts choose tokens of each sentence (encoder "
-        "only); `language`, one choice per sentence by the language tag of the source; or "
+        "only); `language`, one choice per sentence by the language tag of the source; `hash`, a "
+        "fixed choice by the token (a baseline); or "
         "`package.module:Name`, given as a name or as `{name, options}` and called with "
         "`d_model`, `num_experts`, `top_k` and the options.",
     )

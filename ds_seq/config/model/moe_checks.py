@@ -18,38 +18,44 @@ def router_errors(moe: MoeConfig) -> list[tuple[str, str]]:
 
 
 def _builtin_errors(moe: MoeConfig) -> list[tuple[str, str]]:
-    errors = []
-    if moe.router == "expert_choice":
-        in_decoder = moe.placement != "encoder" and (moe.layers is None or bool(moe.layers.decoder))
-        if in_decoder:
-            errors.append(
-                (
-                    "router",
-                    "expert_choice looks at the whole sentence, which a decoder has not read "
-                    "yet; use placement encoder, or another router",
-                )
-            )
-        if moe.load_balance == "global":
-            errors.append(("load_balance", "expert_choice is always balanced; use rank"))
-        if moe.normalization != "none":
-            errors.append(
-                (
-                    "normalize_weights",
-                    "each expert's own score is the weight of the tokens that it chose; use none",
-                )
-            )
+    errors = _expert_choice_errors(moe) if moe.router == "expert_choice" else []
+    if moe.load_balance == "global" and moe.router == "hash":
+        errors.append(("load_balance", "router hash cannot be balanced; use rank"))
     if not moe.has_capacity and moe.eval_capacity_factor is not None:
         errors.append(("eval_capacity_factor", f"router {moe.router} drops nothing; leave it null"))
     if moe.second_expert != "always" and (
         moe.top_k != 2 or moe.router not in ("softmax", "cosine")
     ):
         errors.append(("second_expert", f"{moe.second_expert} needs top_k 2 and softmax or cosine"))
-    if moe.noise != "none" and moe.router in ("expert_choice", "language"):
+    if moe.noise != "none" and moe.router in ("expert_choice", "language", "hash"):
         errors.append(("noise", f"router {moe.router} supports none; use none"))
     if moe.noise == "gumbel" and moe.router == "sigmoid":
         errors.append(("noise", "sigmoid scores are not a distribution to sample from; use jitter"))
     if moe.router_dim is not None and moe.router != "cosine":
         errors.append(("router_dim", f"applies to router cosine, not {moe.router}; leave it null"))
+    return errors
+
+
+def _expert_choice_errors(moe: MoeConfig) -> list[tuple[str, str]]:
+    errors = []
+    in_decoder = moe.placement != "encoder" and (moe.layers is None or bool(moe.layers.decoder))
+    if in_decoder:
+        errors.append(
+            (
+                "router",
+                "expert_choice looks at the whole sentence, which a decoder has not read "
+                "yet; use placement encoder, or another router",
+            )
+        )
+    if moe.load_balance == "global":
+        errors.append(("load_balance", "expert_choice is always balanced; use rank"))
+    if moe.normalization != "none":
+        errors.append(
+            (
+                "normalize_weights",
+                "each expert's own score is the weight of the tokens that it chose; use none",
+            )
+        )
     return errors
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Tag
 from ds_seq.config.base import EXTERNAL_TAG, ExternalConfig, shown
 from ds_seq.plugins import nearest
 
-RouterName = Literal["softmax", "cosine", "sigmoid", "expert_choice", "language"]
+RouterName = Literal["softmax", "cosine", "sigmoid", "expert_choice", "language", "hash"]
 ROUTERS: tuple[RouterName, ...] = get_args(RouterName)
 
 
@@ -62,4 +62,4 @@ def router_params(
     if router == "cosine":  # projection, one embedding per expert, temperature
         dim = router_dim or max(num_experts // 2, 16)
         return dim * (d_model + num_experts) + 1
-    return num_experts * d_model
+    return 0 if router == "hash" else num_experts * d_model

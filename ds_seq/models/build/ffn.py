@@ -15,6 +15,7 @@ from ds_seq.moe.choice import SoftmaxChoice
 from ds_seq.moe.cosine import CosineRouter
 from ds_seq.moe.expert_choice import ExpertChoiceRouter
 from ds_seq.moe.experts import Experts
+from ds_seq.moe.hash import TokenHashRouter
 from ds_seq.moe.language import LanguageRouter
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.router import Router, SoftmaxRouter
@@ -84,7 +85,7 @@ class FeedForwards:
         layer_index = self.num_sparse_layers
         self.num_sparse_layers += 1
         return MoeFeedForward(
-            _router(moe, self.cfg.d_model, num_experts),
+            _router(moe, self.cfg.d_model, num_experts, layer_index),
             self._experts(moe, num_experts, layer_index),
             capacity_factor=moe.capacity_factor if moe.has_capacity else None,
             eval_capacity_factor=moe.eval_capacity_factor if moe.has_capacity else None,
@@ -128,13 +129,15 @@ class FeedForwards:
         return None
 
 
-def _router(moe: MoeConfig, d_model: int, num_experts: int) -> Router:
+def _router(moe: MoeConfig, d_model: int, num_experts: int, layer: int) -> Router:
     if isinstance(moe.router, ExternalRouterConfig):
         return _external_router(moe.router, d_model, num_experts, moe.top_k)
     if moe.router == "expert_choice":
         return ExpertChoiceRouter(d_model, num_experts, moe.top_k, moe.capacity_factor or 1.0)
     if moe.router == "language":
         return LanguageRouter(d_model, num_experts, moe.top_k, moe.load_balance)
+    if moe.router == "hash":
+        return TokenHashRouter(num_experts, moe.top_k, layer)
     if moe.router == "sigmoid":
         rate, noise, balance = moe.bias_rate, moe.noise, moe.load_balance
         return SigmoidRouter(d_model, num_experts, moe.top_k, rate, noise, balance)

@@ -119,6 +119,8 @@ def test_a_dense_model_has_none() -> None:
             {"router": "language", "eval_capacity_factor": 1.0},
             "eval_capacity_factor: router language drops nothing",
         ),
+        ({"router": "hash", "noise": "jitter"}, "noise: router hash supports none"),
+        ({"router": "hash", "load_balance": "global"}, "load_balance: router hash cannot be"),
         ({"router": "language", "noise": "jitter"}, "noise: router language supports none"),
         (
             {"router": "expert_choice", **ENCODER, "noise": "gumbel"},

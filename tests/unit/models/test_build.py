@@ -16,6 +16,7 @@ from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.cosine import CosineRouter
 from ds_seq.moe.expert_choice import ExpertChoiceRouter
+from ds_seq.moe.hash import TokenHashRouter
 from ds_seq.moe.language import LanguageRouter
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.router import SoftmaxRouter
@@ -140,13 +141,14 @@ def layer_of(build, **moe):
         ("sigmoid", SigmoidRouter),
         ("expert_choice", ExpertChoiceRouter),
         ("language", LanguageRouter),
+        ("hash", TokenHashRouter),
     ],
 )
 def test_each_router_is_built_by_its_name(build, name, kind):
     layer = layer_of(build, **ROUTERS[name])
     assert type(layer.gate) is kind
     assert (layer.gate.num_experts, layer.gate.top_k) == (4, 2)
-    if name != "expert_choice":
+    if name not in ("expert_choice", "hash"):
         balanced = layer_of(build, **ROUTERS[name], load_balance="global")
         assert (layer.gate.load_balance, balanced.gate.load_balance) == ("rank", "global")
 

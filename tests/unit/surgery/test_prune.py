@@ -119,6 +119,13 @@ def test_dropping_experts_that_no_token_chooses_changes_nothing(
     assert max(float((ours - theirs).abs().max()) for ours, theirs in pair) > 1e-3
 
 
+def test_experts_of_a_fixed_hash_cannot_be_taken_out(vocab: SentencePieceTokenizer) -> None:
+    config = experiment({"moe": {**MOE, "router": "hash"}})
+    model = build_model(config.model, len(vocab), 1, 0, seed=4).eval()
+    with pytest.raises(UserError, match="hash deals tokens out to all experts"):
+        prune(model, config, len(vocab), dict.fromkeys(moe_layers(model), [0, 1]))
+
+
 ROUTERS: dict[str, dict[str, Any]] = {
     "cosine": {"router": "cosine", "num_experts": 40, "top_k": 2},  # 20 wide, after pruning 16
     "sigmoid": {"router": "sigmoid", "top_k": 2},
