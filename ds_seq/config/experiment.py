@@ -101,6 +101,16 @@ class ExperimentConfig(Config):
         return criterion.experts if isinstance(criterion, HardEmConfig) else []
 
     @property
+    def reads_language_model(self) -> bool:
+        """Whether a new run takes the weights of the run `model.encoder_input.path`.
+
+        Those of `train.init_from` include them unless something may be missing there.
+        """
+        if self.model.language_model is None:
+            return False
+        return self.train.init_from is None or bool(self.train.allow_missing)
+
+    @property
     def num_passes(self) -> int:
         """How often the model reads each batch in training."""
         _, criterion = self.base_criterion

@@ -84,7 +84,8 @@ def _missing(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             yield from _absent("data.source.folders", folder, "folder")
     if config.train.init_from is not None:
         yield from _absent("train.init_from", config.train.init_from, "run or exported model")
-    if config.model.language_model is not None:
+    if config.reads_language_model:
+        assert config.model.language_model is not None
         path = config.model.language_model.path
         yield from _absent("model.encoder_input.path", path, "run or exported model")
     where, _ = config.base_criterion

@@ -71,7 +71,7 @@ def build_start(
 
         language_model = model.get_submodule("encoder_input")
         assert isinstance(language_model, LanguageModelInput)
-        if setup.checkpoint is None:
+        if setup.checkpoint is None and setup.config.reads_language_model:
             lines.append(read_language_model(language_model, read, task.tokenizers.source))
         frozen = ("encoder_input.model",) if read.weights == "frozen" else ()
     if setup.checkpoint is None and train.init_from is not None:

@@ -73,6 +73,8 @@ def test_it_is_trained_resumed_and_used_without_the_language_model(
         generate(*models, *files)[0].check()
         texts.append(out.read_text())
     assert texts[0] == texts[1] and texts[0].count("\n") == 8
+    start = (f"train.init_from={whole}", "train.init_checkpoint=last", "train.max_updates=1")
+    train(whole / "config.yaml", f"run_dir={tmp_path / 'new'}", *start)[0].check()
 
 
 def test_a_model_that_does_not_fit_is_refused(lab: Lab, dense_run: Path, tmp_path: Path) -> None:

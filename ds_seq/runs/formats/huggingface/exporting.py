@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ds_seq.config.base import NamedConfig
+from ds_seq.config.base import Config, NamedConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.huggingface.dense import ACTIVATIONS, GATED
 from ds_seq.config.huggingface.experts import NLLB_MOE, SWITCH
@@ -329,6 +329,8 @@ def _symbol_ids(symbols: Symbols) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Config) and not isinstance(value, NamedConfig):
+        return "such a section"
     return str(vars(value)["name"] if isinstance(value, NamedConfig) else value)
 
 
