@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -31,7 +32,7 @@ from ds_seq import cli
 from ds_seq.data.fairseq import find_parts
 from ds_seq.data.fairseq_files import IndexedFile
 from ds_seq.runs.formats.fairseq.importing import TOLERANCE
-from ds_seq.runs.formats.imported import inputs_of
+from ds_seq.runs.formats.imported import inputs_of, text_inputs_of
 from ds_seq.runs.open import load_run
 
 HERE = Path(__file__).parent
@@ -70,6 +71,32 @@ VARIANTS: Mapping[str, str] = {
     "fconv_shared": f"{_GATED} --decoder-out-embed-dim WIDTH --share-input-output-embed",
     "languages": "--task translation_multi_simple_epoch --lang-pairs en-de,de-en --langs en,de "
     "--encoder-langtok src --decoder-langtok --share-all-embeddings",
+}
+_LM = "--task language_modeling --tokens-per-sample 200 --decoder-embed-dim WIDTH"
+_SMALL = (
+    "--decoder-ffn-embed-dim 12 --decoder-layers 3 --decoder-attention-heads 2 "
+    "--decoder-input-dim WIDTH --decoder-output-dim WIDTH"
+)
+_BANDS = "--adaptive-softmax-cutoff 9,15 --criterion adaptive_loss"
+_HALVES = f"{_BANDS} --adaptive-softmax-factor 2"
+_BOTH = f"{_HALVES} --adaptive-input --adaptive-input-cutoff 9,15 --adaptive-input-factor 2"
+_GATED_LM = f"{_LM} --arch fconv_lm --decoder-layers"
+LANGUAGE_MODELS: Mapping[str, str] = {
+    "lm_adaptive_tied": f"{_LM} {_SMALL} --arch transformer_lm_big {_BOTH} --tie-adaptive-weights "
+    "--tie-adaptive-proj --no-decoder-final-norm",
+    "lm_adaptive_tables": f"{_LM} {_SMALL} --arch transformer_lm {_BOTH} --tie-adaptive-weights",
+    "lm_adaptive_apart": f"{_LM} {_SMALL} --arch transformer_lm_big {_BOTH}",
+    "lm_softmax": f"{_LM} {_SMALL} --arch transformer_lm_gpt {_HALVES}",
+    "lm_lightconv": f"{_LM} {_SMALL} --arch lightconv_lm --decoder-kernel-size-list [3,4,5]",
+    "lm_lightconv_adaptive": f"{_LM} {_SMALL} --arch lightconv_lm {_BOTH} --decoder-conv-type "
+    "lightweight --decoder-kernel-size-list [3,4,5] --tie-adaptive-weights --decoder-learned-pos",
+    "lm_fconv": f"{_GATED_LM} [(10,3),(4,1,0),(4,3,0),(12,1,3),(12,2)]",
+    "lm_fconv_adaptive": f"{_GATED_LM} [(16,3)]*2 {_BANDS}",
+    "lm_lstm": f"{_LM} --arch lstm_lm --decoder-layers 2 --decoder-hidden-size 10 "
+    "--decoder-out-embed-dim 6",
+    "lm_lstm_tied": f"{_LM} --arch lstm_lm --decoder-hidden-size 10 --decoder-out-embed-dim WIDTH "
+    "--share-decoder-input-output-embed",
+    "lm_lstm_adaptive": f"{_LM} --arch lstm_lm --decoder-hidden-size 16 {_BANDS}",
 }
 OF_FORK: Mapping[str, str] = {
     "stacked": "--encoder-recurrent-stacking 3 --decoder-recurrent-stacking 4",
@@ -128,16 +155,20 @@ class Sides:
         self._records, self._width = record, 8 if record else 32
         pairs = _pairs(data, languages, "train" if record else "test", 2 if record else _SENTENCES)
         self._pairs.write_text(json.dumps(pairs), encoding="utf-8")
+        text = folder / "text"  # a language model has one dictionary
+        text.mkdir()
+        shutil.copy(data / f"dict.{languages[0]}.txt", text / "dict.txt")
 
     def differences(self, variants: Mapping[str, str], fork: Path | None) -> dict[str, float]:
         """Return the largest difference of a logit of each variant."""
         source, target = self._languages
         tiny = {False: _TINY.format(width=self._width), True: _TRAINED}
         pair = f"-s {source} -t {target}"  # which a training with several pairs does not accept
-        flags = {
-            n: f"{tiny['--arch fconv' in f]} {'' if '--lang-pairs' in f else pair} {f}"
-            for n, f in _with_width(variants, self._width)
-        }
+        flags = {}
+        for name, given in _with_width(variants, self._width):
+            has_sizes = "--arch fconv" in given or name in LANGUAGE_MODELS
+            is_one_pair = "--lang-pairs" not in given and name not in LANGUAGE_MODELS
+            flags[name] = f"{tiny[has_sizes]} {pair if is_one_pair else ''} {given}"
         listed = self._folder / "variants.json"
         listed.write_text(json.dumps(flags), encoding="utf-8")
         script = HERE / "fairseq_import_side.py"
@@ -152,8 +183,9 @@ class Sides:
         pairs = json.loads(self._pairs.read_text(encoding="utf-8"))
         expected = torch.load(self._folder / f"{name}.logits.pt")
         for (given, shifted), theirs in zip(pairs, expected, strict=True):
+            is_text = name in LANGUAGE_MODELS
             with torch.no_grad():
-                ours = model(inputs_of(given, shifted)).logits
+                ours = model(text_inputs_of(given) if is_text else inputs_of(given, shifted)).logits
             largest = max(largest, float((ours - theirs).abs().max()))
         return largest
 
@@ -163,9 +195,10 @@ class Sides:
         if run.exists():
             return run
         first, second = (self._data / f"dict.{code}.txt" for code in self._languages)
-        words = ["import", "fairseq", str(checkpoint), "--dict", str(first)]
-        words += ["--target-dict", str(second), "--out", str(run), *more]
-        words += ["--source-lang", self._languages[0], "--target-lang", self._languages[1]]
+        words = ["import", "fairseq", str(checkpoint), "--dict", str(first), "--out", str(run)]
+        words += ["--source-lang", self._languages[0], *more]
+        if checkpoint.stem not in LANGUAGE_MODELS:
+            words += ["--target-dict", str(second), "--target-lang", self._languages[1]]
         if cli.main(words) != 0:
             raise SystemExit(f"ds-seq {' '.join(words)} failed")
         return run
@@ -200,7 +233,12 @@ def main(argv: Sequence[str]) -> int:
     for name in ("--fork", "--with-adapters", "--newest"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--run", type=Path, action="append", default=[])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these of fairseq's")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=[*VARIANTS, *LANGUAGE_MODELS],
+        help="only these of fairseq's",
+    )
     parser.add_argument("--only-runs", action="store_true", help="compare translations only")
     parser.add_argument("--record", type=Path, help="write the data of the tests into this .tar.xz")
     options = parser.parse_args(argv)
@@ -208,7 +246,8 @@ def main(argv: Sequence[str]) -> int:
         is_recording = options.record is not None
         languages = (options.languages[0], options.languages[1])
         sides = Sides(options.python, options.data, languages, Path(name), is_recording)
-        variants = {name: VARIANTS[name] for name in options.variants or VARIANTS}
+        known = {**VARIANTS, **LANGUAGE_MODELS}
+        variants = {name: known[name] for name in options.variants or known}
         found = {} if options.only_runs else sides.differences(variants, None)
         of_forks = (
             (OF_FORK, options.fork),

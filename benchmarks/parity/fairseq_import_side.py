@@ -5,9 +5,10 @@
 
 For each variant, a name and flags, it writes OUT/NAME.pt as fairseq's trainer writes it, and
 OUT/NAME.logits.pt: the logits of every next token of the pairs of ids, in float64, of the model
-that fairseq itself loads from that file. Flags of ours: `--old` writes the file as before 0.10.2,
-and `--float32` computes in that precision, because some masks of VarunGumma/fairseq are not
-numbers in float64.
+that fairseq itself loads from that file; language models read the sources of the pairs, with the
+dictionary in OUT/text, and adaptive softmax returns log-probabilities. Flags of ours: `--old`
+writes the file as before 0.10.2, and `--float32` computes in that precision, because some masks of
+VarunGumma/fairseq are not numbers in float64.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ if not torch.cuda.is_available():  # a module of VarunGumma/fairseq asks for it 
 
 from fairseq import checkpoint_utils, options, tasks  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
+from fairseq.models import FairseqLanguageModel  # noqa: E402
+
+_LM = "language_modeling"
 
 
-def main(data: str, pairs: str, variants: str, out: str) -> None:
+def main(folder: str, pairs: str, variants: str, out: str) -> None:
     """Make all variants."""
     sentences = json.loads(Path(pairs).read_text(encoding="utf-8"))
     for name, flags in json.loads(Path(variants).read_text(encoding="utf-8")).items():
         path = f"{out}/{name}.pt"
         words = flags.split()
+        data = f"{out}/text" if _LM in words else folder
         make(data, path, [word for word in words if word != "--float32"])
         dtype = torch.float32 if "--float32" in words else torch.float64
         torch.save(logits(path, data, sentences, dtype), f"{out}/{name}.logits.pt")
@@ -84,6 +89,13 @@ def logits(
     )
     model = models[0].to(dtype).eval()
     with torch.no_grad():
+        if isinstance(model, FairseqLanguageModel):
+            return [
+                model.get_normalized_probs(model(torch.tensor([text])), log_probs=True)[0]
+                if model.decoder.adaptive_softmax is not None
+                else model(torch.tensor([text]))[0][0]
+                for text, _ in sentences
+            ]
         return [
             model(torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([target]))[0][0]
             for source, target in sentences

@@ -20,7 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ds_seq.runs.formats.fairseq.importing import Vocabulary, import_checkpoint
+from ds_seq.runs.formats.fairseq.experiments import Vocabulary
+from ds_seq.runs.formats.fairseq.importing import import_checkpoint
 from ds_seq.runs.formats.imported import inputs_of
 
 SIDE = Path(__file__).with_name("fairseq_moe_side.py")

@@ -87,7 +87,8 @@ def _check_files(options: argparse.Namespace) -> None:
 
 
 def _of_fairseq(options: argparse.Namespace) -> Imported:
-    from ds_seq.runs.formats.fairseq.importing import Vocabulary, import_checkpoint
+    from ds_seq.runs.formats.fairseq.experiments import Vocabulary
+    from ds_seq.runs.formats.fairseq.importing import import_checkpoint
     from ds_seq.runs.formats.fairseq.weights import Weights
 
     vocabulary = Vocabulary(

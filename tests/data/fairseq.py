@@ -12,9 +12,12 @@ from typing import Any
 import safetensors.numpy
 
 _RECORDED = Path(__file__).with_name("fairseq_data.safetensors")
-_CHECKPOINTS = [
-    Path(__file__).with_name(f"fairseq_{name}.tar.xz") for name in ("checkpoints", "convolutions")
-]
+_CHECKPOINTS = ("checkpoints", "convolutions")
+_LANGUAGE_MODELS = ("language_models",)
+LANGUAGE_MODELS = (
+    "lm_adaptive_tied", "lm_adaptive_apart", "lm_lightconv_adaptive", "lm_fconv",
+    "lm_fconv_adaptive", "lm_lstm", "lm_lstm_adaptive",
+)  # fmt: skip
 
 
 def write_recorded(folder: Path) -> None:
@@ -25,16 +28,17 @@ def write_recorded(folder: Path) -> None:
         path.write_bytes(content.tobytes())
 
 
-def write_checkpoints(folder: Path) -> None:
+def write_checkpoints(folder: Path, language_models: bool = False) -> None:
     """Write checkpoints `NAME.pt` of fairseq and `NAME.logits.pt`, what it computed with them.
 
     Recorded by `benchmarks/parity/fairseq_import.py --record`, as is `pairs.json`, the ids;
-    those of convolutions with `--variants lightweight dynamic fconv fconv_shared`.
+    those of convolutions with `--variants lightweight dynamic fconv fconv_shared`, language models
+    with `--variants` and the names in `LANGUAGE_MODELS`. These read the sources of the pairs.
     """
     # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
     safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    for path in _CHECKPOINTS:
-        with tarfile.open(path) as archive:
+    for name in _LANGUAGE_MODELS if language_models else _CHECKPOINTS:
+        with tarfile.open(Path(__file__).with_name(f"fairseq_{name}.tar.xz")) as archive:
             archive.extractall(folder, **safely)
 
 

@@ -6,14 +6,15 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from ds_seq.compat.fairseq.adaptive import adaptive_softmax
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.names import STACKS
 
 LIGHTCONV = "lightconv"
 """How the names of architectures with lightweight or dynamic convolutions begin."""
-FCONV = "fconv"
-"""How those of gated convolutions begin."""
+FCONV, FCONV_LM = "fconv", "fconv_lm"
+"""How those of gated convolutions begin, and those of language models among them."""
 
 FLAGS = (
     *(
@@ -83,8 +84,6 @@ def gated_section(arguments: Mapping[str, Any], refusals: Refusals) -> dict[str,
     width, other = given["encoder_embed_dim"], given["decoder_embed_dim"]
     if width != other:
         refusals.add(f"--encoder-embed-dim {width} and --decoder-embed-dim {other}: must be equal")
-    if given.get("decoder_adaptive_softmax_cutoff") or given.get("adaptive_softmax_cutoff"):
-        refusals.add("--adaptive-softmax-cutoff: the model has one softmax")
     attention = _literal(given["decoder_attention"])
     if attention is not True and (not isinstance(attention, list) or not all(attention)):
         refusals.add(f"--decoder-attention {attention}: every layer attends to the source here")
@@ -100,6 +99,23 @@ def gated_section(arguments: Mapping[str, Any], refusals: Refusals) -> dict[str,
             f"{stack}_convolutions": _layers(stack, given[f"{stack}_layers"], refusals)
             for stack in STACKS
         },
+    }
+
+
+def gated_lm_section(arguments: Mapping[str, Any], refusals: Refusals) -> dict[str, Any]:
+    """Return the section `model` of an fconv_lm checkpoint; see `gated_section`."""
+    given = {**_LM_DEFAULTS, **{k: value for k, value in arguments.items() if value is not None}}
+    if _literal(given["decoder_attention"]) is not False:
+        refusals.add(f"--decoder-attention {given['decoder_attention']}: there is no source")
+    layers = _layers("decoder", given["decoder_layers"], refusals)
+    adaptive = adaptive_softmax(given)
+    return {
+        "name": "convolutional_lm",
+        "embedding_dim": given["decoder_embed_dim"],
+        "decoder_convolutions": layers,
+        "dropout": given["dropout"],
+        "max_positions": int(given.get("max_target_positions") or given["tokens_per_sample"]),
+        **({} if adaptive is None else {"adaptive": adaptive}),
     }
 
 
@@ -119,20 +135,25 @@ _DEFAULTS: Mapping[str, Any] = {
     "max_target_positions": 1024,
 }
 
+_LM_DEFAULTS: Mapping[str, Any] = {
+    "decoder_embed_dim": 128,
+    "decoder_layers": "[(1268, 4)] * 13",
+    "decoder_attention": "False",
+    "dropout": 0.1,
+    "tokens_per_sample": 1024,
+}
+
 
 def _layers(stack: str, text: Any, refusals: Refusals) -> list[list[int]]:
-    """Return the layers of a stack as pairs of channels and size."""
+    """Return the layers of a stack: channels, size, and whose input is added if that is said."""
     try:
-        tree = ast.parse(str(text)[:_MOST_TEXT], mode="eval").body
-        layers = _list(tree)
-        pairs = [[int(channels), int(size)] for channels, size, *_ in layers]
-        jumps = [layer for layer in layers if len(layer) > 2 and layer[2:] != [1]]
+        layers = _list(ast.parse(str(text)[:_MOST_TEXT], mode="eval").body)
+        if any(len(layer) not in (2, 3) for layer in layers):
+            raise ValueError("neither pairs nor triples")
+        return [[int(each) for each in layer] for layer in layers]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         refusals.add(f"--{stack}-layers {text}: should be a list of pairs, as [(512, 3)] * 20")
         return []
-    if jumps:
-        refusals.add(f"--{stack}-layers {jumps[0]}: a residual covers one layer here")
-    return pairs
 
 
 def _list(tree: ast.expr) -> list[list[int]]:

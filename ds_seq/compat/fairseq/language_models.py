@@ -1,4 +1,4 @@
-"""What the arguments of fairseq's transformer_lm say about a model.
+"""What the arguments of fairseq's language models with Transformer layers say about a model.
 
 A language model is a decoder without encoder. Its arguments are read as those of a Transformer
 whose encoder is like its decoder, of which the decoder is taken.
@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ds_seq.compat.fairseq.adaptive import adaptive_section
 from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.convolutions import is_lightconv
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.refusals import Refusals
 
-TRANSFORMER_LM = "transformer_lm"
+TRANSFORMER_LM, LIGHTCONV_LM = "transformer_lm", "lightconv_lm"
 """How the names of the architectures begin."""
 LM_TASK = "language_modeling"
 
@@ -22,6 +24,7 @@ _ALIKE = (
     *("embed_dim", "ffn_embed_dim", "layers", "attention_heads", "normalize_before"),
     *("learned_pos", "layerdrop"),
 )
+_ALIKE_CONVOLUTIONS = ("conv_type", "conv_dim", "kernel_size_list", "glu")
 """Arguments of either stack that a language model has."""
 _OF_ENCODER = ("encoder_layers", "encoder_repeats", "encoder_mixer")
 # besides those that a translation model may have, which are refused there
@@ -56,12 +59,26 @@ def language_model_section(
     section = model_section(_with_encoder(given, arguments), refusals)
     tied = bool(given["share_decoder_input_output_embed"])
     section |= {"name": "decoder_only", "share_embeddings": "all" if tied else "none"}
+    section |= adaptive_section(arguments, refusals)
+    if _has_no_final_norm(given, arguments) and section["norm_position"] == "pre":
+        section["final_norm"] = False
     return {key: value for key, value in section.items() if key not in _OF_ENCODER}
+
+
+def _has_no_final_norm(given: Given, arguments: Mapping[str, Any]) -> bool:
+    """Return whether no norm follows the last layer."""
+    if is_lightconv(given) or "no_tie_adaptive_proj" in arguments:  # as before fairseq 0.9
+        return True
+    if arguments.get("decoder_final_norm") is not None:
+        return not arguments["decoder_final_norm"]
+    return bool(arguments.get("no_decoder_final_norm"))
 
 
 def _with_encoder(given: Given, arguments: Mapping[str, Any]) -> Given:
     """Return arguments in which the encoder is like the decoder, and as long as the text."""
-    values = dict(given.values)
+    values = {key: value for key, value in given.values.items() if key != "no_decoder_final_norm"}
+    if is_lightconv(given):
+        values |= {f"encoder_{name}": given[f"decoder_{name}"] for name in _ALIKE_CONVOLUTIONS}
     for name in _ALIKE:
         values[f"decoder_{name}"] = values[f"encoder_{name}"] = given[f"decoder_{name}"]
     values["max_source_positions"] = values["max_target_positions"] = positions(arguments)

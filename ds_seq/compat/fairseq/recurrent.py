@@ -8,8 +8,8 @@ from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.names import STACKS
 
-LSTM = "lstm"
-"""How the names of these architectures begin."""
+LSTM, LSTM_LM = "lstm", "lstm_lm"
+"""How the names of these architectures begin, and that of a language model."""
 
 NUMBERS = {
     "encoder_embed_dim": "encoder_embedding_dim",

@@ -21,7 +21,7 @@ def _section(**arguments: Any) -> dict[str, Any]:
 def test_sums_and_multiples_of_lists_are_read() -> None:
     section = _section(encoder_layers="[(512, 3)] * 2 + [(1024, 1)]", decoder_layers="[(8, 3, 1)]")
     assert section["encoder_convolutions"] == [[512, 3], [512, 3], [1024, 1]]
-    assert section["decoder_convolutions"] == [[8, 3]]
+    assert section["decoder_convolutions"] == [[8, 3, 1]]
     assert section["max_positions"] == 1022 and section["share_embeddings"] == "none"
     assert len(_section()["decoder_convolutions"]) == 20
 
@@ -34,7 +34,7 @@ def test_sums_and_multiples_of_lists_are_read() -> None:
         ({"encoder_layers": "[(512, 3)] * 999 * 999"}, "--encoder-layers"),
         ({"encoder_layers": "[512, 3]"}, "--encoder-layers"),
         ({"encoder_layers": "(" * 5000}, "--encoder-layers"),
-        ({"decoder_layers": "[(8, 3), (8, 3, 2)]"}, "a residual covers one layer"),
+        ({"decoder_layers": "[(8, 3), (8, 3, 2, 1)]"}, "--decoder-layers"),
         ({"decoder_attention": "[True, False]"}, "every layer attends"),
         ({"decoder_embed_dim": 256}, "--encoder-embed-dim 512 and --decoder-embed-dim 256"),
     ],

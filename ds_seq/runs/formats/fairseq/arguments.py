@@ -9,12 +9,18 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ds_seq.compat.fairseq.adaptive import ADAPTIVE
 from ds_seq.compat.fairseq.command import BY_DEST, Given
-from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV
+from ds_seq.compat.fairseq.convolutions import FCONV, FCONV_LM, LIGHTCONV
 from ds_seq.compat.fairseq.flag import changes, numbers
-from ds_seq.compat.fairseq.language_models import TRANSFORMER_LM, language_model_section
+from ds_seq.compat.fairseq.language_models import (
+    LIGHTCONV_LM,
+    TRANSFORMER_LM,
+    language_model_section,
+)
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
+from ds_seq.compat.fairseq.recurrent import LSTM_LM
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.plain import Inert
@@ -32,6 +38,7 @@ _OF_TRAINING = frozenset(
 )
 
 
+_LANGUAGE_MODELS = (TRANSFORMER_LM, LIGHTCONV_LM, FCONV_LM, LSTM_LM)
 _MERGED = "lora_args"  # low-rank changes are added to the weights before they are stored
 
 
@@ -126,10 +133,10 @@ def given_model(arguments: Mapping[str, Any]) -> Given:
             _check_number(flag.names[0], value)
         values[dest] = value
     arch = str(values.get("arch", "transformer"))
-    if not arch.startswith(("transformer", LIGHTCONV, FCONV)) and arch not in RECURRENT:
+    if not arch.startswith(("transformer", LIGHTCONV, FCONV)) and arch not in (*RECURRENT, LSTM_LM):
         raise UserError(
             f"import: --arch {arch}: only Transformers, lightconv and fconv of fairseq can be "
-            f"imported, and {', '.join(RECURRENT)}"
+            f"imported, and {', '.join((*RECURRENT, LSTM_LM))}"
         )
     # a checkpoint has the values themselves, so the name of the architecture adds nothing
     return Given(values)
@@ -145,7 +152,7 @@ def _check_number(name: str, value: Any) -> None:
 
 def is_language_model(given: Given) -> bool:
     """Return whether the arguments are those of a language model."""
-    return str(given["arch"] or "").startswith(TRANSFORMER_LM)
+    return str(given["arch"] or "").startswith(_LANGUAGE_MODELS)
 
 
 def described_model(given: Given, arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -161,6 +168,8 @@ def described_model(given: Given, arguments: Mapping[str, Any], path: Path) -> d
     """
     refusals = Refusals()
     for dest, value in given.values.items():
+        if dest in ADAPTIVE and is_language_model(given):
+            continue
         flag = BY_DEST[dest]
         is_refused = flag.fate == "refused" and flag in MODEL_FLAGS and dest not in _OF_TRAINING
         if is_refused and changes(flag, value):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.compat.fairseq.command import Given
-from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV, gated_section
-from ds_seq.compat.fairseq.language_models import LM_TASK
+from ds_seq.compat.fairseq.convolutions import (
+    FCONV,
+    FCONV_LM,
+    LIGHTCONV,
+    gated_lm_section,
+    gated_section,
+)
+from ds_seq.compat.fairseq.recurrent import LSTM_LM
 from ds_seq.compat.fairseq.refusals import Refusals
-from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.load import read_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.data.text_batch import TextInputs
@@ -39,24 +42,23 @@ from ds_seq.runs.formats.fairseq.convolutions import (
     GatedConverter,
     gated_state,
 )
-from ds_seq.runs.formats.fairseq.languages import language_options
+from ds_seq.runs.formats.fairseq.experiments import Described, Vocabulary
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.recurrent import (
     RECURRENT,
     RecurrentConverter,
+    RecurrentLmReference,
     RecurrentReference,
+    recurrent_lm_section,
     recurrent_section,
 )
 from ds_seq.runs.formats.fairseq.reference import LanguageReference, Reference
-from ds_seq.runs.formats.fairseq.reference_convolution import GatedReference
+from ds_seq.runs.formats.fairseq.reference_convolution import GatedLmReference, GatedReference
 from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
 from ds_seq.runs.formats.imported import Imported, inputs_of, text_inputs_of
-from ds_seq.text.build import train_tokenizers
-from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.text.vocab_file import read_vocab_file
 from ds_seq.weights.fill import model_tensors
 
 TOLERANCE = 1e-5
@@ -64,38 +66,6 @@ TOLERANCE = 1e-5
 
 _EXPERT_FILES = "layer_*_expert_*_mp_rank_*_model_states.pt"
 _SAMPLES, _LONGEST = 8, 40
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The files of the vocabulary.
-
-    Attributes:
-        dictionary: `dict.txt` of the source, or of both sides.
-        target: that of the target, if it is another one.
-        codes: merges of subword-nmt or fastBPE.
-        sentencepiece: SentencePiece model.
-        moses: whether text is tokenized by Moses' rules.
-        languages: list of the languages of a multilingual model, if the training had one.
-        user_symbols: symbols of the source's dictionary that are never split.
-    """
-
-    dictionary: Path
-    target: Path | None
-    codes: Path | None
-    sentencepiece: Path | None
-    moses: bool
-    languages: Path | None = None
-    user_symbols: Sequence[str] = ()
-
-    def section(self, path: Path, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of `data.vocab` for one of the dictionaries; `more` are options of it."""
-        files: dict[str, Any] = {"dictionary": str(path)}
-        files |= {} if self.codes is None else {"codes": str(self.codes)}
-        files |= {} if self.sentencepiece is None else {"sentencepiece": str(self.sentencepiece)}
-        files |= {"moses": True} if self.moses else {}
-        size = len(Dictionary.parse(read_vocab_file(path), str(path)).extended(_added(more)))
-        return {"fairseq": {**files, **more}, "size": size}
 
 
 def import_checkpoint(
@@ -127,10 +97,10 @@ def import_checkpoint(
     model_config = kind.describe(given, arguments, path)
     state = taken.read(checkpoint, path, _experts_of)
     try:
-        made = _experiment(given, arguments, model_config, vocabulary, name, languages)
+        described = Described(given, arguments, model_config, vocabulary, name, languages)
+        config, tokenizers = described.experiment()
     except UserError as error:  # a value that no model can have
         raise UserError(str(error).replace("experiment: ", f"{path}: ")) from None
-    config, tokenizers = made
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
     is_gated = (
         isinstance(config.model, TransformerConfig) and config.model.activation in GATED_ACTIVATIONS
@@ -169,33 +139,50 @@ class _Kind(NamedTuple):
 def _kind_of(given: Given) -> _Kind:
     architecture = str(given["arch"] or "")
     if architecture.startswith(FCONV):
+        if architecture.startswith(FCONV_LM):
+            gated = _Kind(
+                lambda _, arguments, path: _refusing(gated_lm_section, arguments, path),
+                _gated_converter,
+                lambda state, _, m: GatedLmReference(state, m),
+            )
+            return gated._replace(inputs=_text_inputs)
         return _Kind(
-            _describe_gated, _gated_converter, lambda state, _, m: GatedReference(state, m)
+            lambda _, arguments, path: _refusing(gated_section, arguments, path),
+            _gated_converter,
+            lambda state, _, m: GatedReference(state, m),
         )
-    if architecture in RECURRENT:
+    if architecture in (*RECURRENT, LSTM_LM):
+        is_text = architecture == LSTM_LM
+        describe = recurrent_lm_section if is_text else recurrent_section
+        reference = RecurrentLmReference if is_text else RecurrentReference
         return _Kind(
-            lambda _, arguments, path: recurrent_section(arguments, path),
+            lambda _, arguments, path: describe(arguments, path),
             lambda state, path, _: RecurrentConverter(state, path),
-            lambda state, *_: RecurrentReference(state),
+            lambda state, *_: reference(state),
+            _text_inputs if is_text else inputs_of,
         )
+    converter = ConvolutionConverter if architecture.startswith(LIGHTCONV) else Converter
     if is_language_model(given):
         return _Kind(
             described_model,
-            Converter,
+            converter,
             lambda state, given, _: LanguageReference(state, given),
-            lambda _, target: text_inputs_of(target),
+            _text_inputs,
         )
-    converter = ConvolutionConverter if architecture.startswith(LIGHTCONV) else Converter
-    return _Kind(
-        described_model,
-        converter,
-        lambda state, given, _: Reference(state, given),
-    )
+    return _Kind(described_model, converter, lambda state, given, _: Reference(state, given))
 
 
-def _describe_gated(given: Given, arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _text_inputs(_: Sequence[int], target: Sequence[int]) -> TextInputs:
+    return text_inputs_of(target)
+
+
+def _refusing(
+    describe: Callable[[Mapping[str, Any], Refusals], dict[str, Any]],
+    arguments: Mapping[str, Any],
+    path: Path,
+) -> dict[str, Any]:
     refusals = Refusals()
-    section = gated_section(arguments, refusals)
+    section = describe(arguments, refusals)
     refusals.raise_any(str(path))
     return section
 
@@ -225,107 +212,6 @@ def _experts_of(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{file}: holds no tensors by name; copy it again")
         found |= named_tensors(content, file)
     return found
-
-
-def _experiment(
-    given: Given,
-    arguments: Mapping[str, Any],
-    model: dict[str, Any],
-    vocabulary: Vocabulary,
-    name: str,
-    languages: tuple[str | None, str | None],
-) -> tuple[ExperimentConfig, Tokenizers]:
-    """Return the experiment of the imported model, and its tokenizers."""
-    if is_language_model(given):
-        return _language_experiment(given, arguments, model, vocabulary, name, languages)
-    codes = _codes(arguments, languages)
-    more = language_options(arguments, codes, vocabulary.languages)
-    paths = [vocabulary.dictionary, vocabulary.target or vocabulary.dictionary]
-    joint = paths[0] == paths[1] or paths[0].read_bytes() == paths[1].read_bytes()
-    sides = [vocabulary.section(path, more) for path in paths]
-    if vocabulary.user_symbols:
-        sides[0]["user_symbols"] = list(vocabulary.user_symbols)
-    parts = sides[0] if joint else {"source": sides[0], "target": sides[1]}
-    length = model["max_positions"]
-    smoothing = given["label_smoothing"]
-    experiment = {
-        "name": name,
-        "data": {
-            "source_lang": codes[0],
-            "target_lang": codes[1],
-            "dir": f"data/{name}",
-            "max_source_length": min(length, given["max_source_positions"]),
-            "max_target_length": min(length, given["max_target_positions"]),
-            "vocab": {"name": "fairseq_dict", **parts},
-        },
-        "model": model,
-        "criterion": {"name": "cross_entropy", "label_smoothing": float(smoothing or 0.0)},
-        "train": {"max_tokens": max(4096, length)},
-        "validation": {"metrics": [], "best": "loss"},
-        "generation": _GENERATION,
-    }
-    config = read_experiment(experiment)
-    return config, train_tokenizers(config.data, [])
-
-
-def _language_experiment(
-    given: Given,
-    arguments: Mapping[str, Any],
-    model: dict[str, Any],
-    vocabulary: Vocabulary,
-    name: str,
-    languages: tuple[str | None, str | None],
-) -> tuple[ExperimentConfig, Tokenizers]:
-    """Return the experiment of an imported language model, and its tokenizer."""
-    if vocabulary.target is not None or languages[1] is not None:
-        raise UserError("--target-dict, --target-lang: a language model has one side; leave it out")
-    section = vocabulary.section(vocabulary.dictionary, {})
-    if vocabulary.user_symbols:
-        section["user_symbols"] = list(vocabulary.user_symbols)
-    length = model["max_positions"]
-    experiment = {
-        "name": name,
-        "data": {
-            "language": languages[0] or _UNKNOWN_LANGUAGE,
-            "dir": f"data/{name}",
-            "vocab": {"name": "fairseq_dict", **section},
-        },
-        "task": {
-            "name": LM_TASK,
-            "block_tokens": min(length, arguments.get("tokens_per_sample") or length),
-        },
-        "model": model,
-        "criterion": {
-            "name": "cross_entropy",
-            "label_smoothing": float(given["label_smoothing"] or 0.0),
-        },
-        "train": {"max_tokens": max(4096, length)},
-        "generation": _GENERATION,
-    }
-    config = read_experiment(experiment)
-    return config, train_tokenizers(config.data, [])
-
-
-_GENERATION = {"max_len_a": 0.0, "max_len_b": 200}
-_UNKNOWN_LANGUAGE = "und"
-"""Code of ISO 639 for text whose language nobody has named: a checkpoint does not."""
-
-
-def _added(options: Mapping[str, Any]) -> Sequence[str]:
-    return options.get("added_symbols", ())
-
-
-def _codes(
-    arguments: Mapping[str, Any], languages: tuple[str | None, str | None]
-) -> tuple[str, str]:
-    """Return the language codes of source and target."""
-    codes = []
-    for own, side in zip(languages, ("source", "target"), strict=True):
-        code = own or arguments.get(f"{side}_lang")
-        if not isinstance(code, str):
-            raise UserError(f"the checkpoint names no languages; add --{side}-lang")
-        codes.append(code)
-    return codes[0], codes[1]
 
 
 def _sentences(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ds_seq.compat.fairseq.model import FIRST_POSITION
 from ds_seq.errors import UserError
+from ds_seq.runs.formats.fairseq.adaptive import adaptive_source, left_of_adaptive
 from ds_seq.runs.formats.imported import Entry
 
 _MODULES = {
@@ -81,7 +82,11 @@ class Converter:
         Raises:
             UserError: fairseq's file lacks a tensor for it, or has one of another shape.
         """
-        value = self._make(name, shape)
+        adaptive = adaptive_source(name, shape, self._state)
+        if adaptive is None:
+            value = self._make(name, shape)
+        else:
+            value = adaptive.part(self._need([adaptive.name], name, adaptive.how))
         if value.shape != shape:
             raise UserError(
                 f"{self._path}: the tensors for {name} have the shape {tuple(value.shape)}, but "
@@ -101,6 +106,7 @@ class Converter:
             if name in self._used:
                 continue
             reason = next((why for pattern, why in _LEFT if re.fullmatch(pattern, name)), None)
+            reason = reason or left_of_adaptive(self._state).get(name)
             reason = reason or (_SAME if self._is_copy(name, value) else None)
             if reason is None:
                 unknown.append(name)

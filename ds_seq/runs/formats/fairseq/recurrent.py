@@ -13,14 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds_seq.compat.fairseq.adaptive import adaptive_softmax
 from ds_seq.compat.fairseq.recurrent import NUMBERS
 from ds_seq.config.model.recurrent import RECURRENT_PRESETS
 from ds_seq.errors import UserError
 from ds_seq.names import LSTM_PARAMETERS
+from ds_seq.runs.formats.fairseq.adaptive import (
+    adaptive_scores,
+    adaptive_source,
+    has_adaptive_softmax,
+    left_of_adaptive,
+)
 from ds_seq.runs.formats.imported import Entry
 
 RECURRENT = tuple(RECURRENT_PRESETS)
 """The architectures of fairseq."""
+_MOST_POSITIONS = 1024
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _VERSIONS = ("encoder.version", "decoder.version")
 
@@ -35,28 +43,58 @@ def recurrent_section(arguments: Mapping[str, Any], path: Path) -> dict[str, Any
     Raises:
         UserError: an argument is missing, or no model of ds_seq is like it.
     """
-    section: dict[str, Any] = {"name": "recurrent"}
-    for theirs, ours in NUMBERS.items():
+    section = {"name": "recurrent", **_numbers(arguments, NUMBERS, path)}
+    if arguments.get("criterion") == "adaptive_loss":
+        raise UserError(f"{path}: --criterion adaptive_loss: ds_seq has no such output here")
+    sharing = "decoder" if arguments.get("share_decoder_input_output_embed") else "none"
+    sharing = "all" if arguments.get("share_all_embeddings") else sharing
+    lengths = [arguments.get(f"max_{side}_positions") for side in ("source", "target")]
+    return section | {
+        "bidirectional": bool(arguments.get("encoder_bidirectional")),
+        "attention": str(arguments.get("decoder_attention", "1")).lower() in ("1", "true"),
+        "share_embeddings": sharing,
+        "output_bias": sharing == "none",
+        "max_positions": _shortest(lengths),
+    }
+
+
+def recurrent_lm_section(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the section `model` of an LSTM language model; see `recurrent_section`."""
+    ours = {theirs: ours for theirs, ours in NUMBERS.items() if not theirs.startswith("encoder_")}
+    section = {"name": "recurrent_lm", **_numbers(arguments, ours, path)}
+    if arguments.get("residuals"):
+        raise UserError(
+            f"{path}: --residuals: adds the layer's own state of the token before there, and its "
+            "input here"
+        )
+    tied = bool(arguments.get("share_decoder_input_output_embed"))
+    adaptive = adaptive_softmax(arguments, section["decoder_dropout_out"])
+    lengths = [arguments.get(name) for name in ("max_target_positions", "tokens_per_sample")]
+    return section | {
+        "share_embeddings": "all" if tied and adaptive is None else "none",
+        "output_bias": not tied and adaptive is None,
+        "max_positions": _shortest(lengths),
+        **({} if adaptive is None else {"adaptive": adaptive}),
+    }
+
+
+def _numbers(arguments: Mapping[str, Any], names: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Return numbers among the arguments by our names."""
+    found: dict[str, Any] = {}
+    for theirs, ours in names.items():
         value = arguments.get(theirs)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(
                 f"{path}: --{theirs.replace('_', '-')} {value!r}: the checkpoint should have a "
                 "number there; it is damaged, or of another program"
             )
-        section[ours] = value
-    if arguments.get("criterion") == "adaptive_loss":
-        raise UserError(f"{path}: --criterion adaptive_loss: ds_seq has no such output here")
-    sharing = "decoder" if arguments.get("share_decoder_input_output_embed") else "none"
-    sharing = "all" if arguments.get("share_all_embeddings") else sharing
-    lengths = [arguments.get(f"max_{side}_positions") for side in ("source", "target")]
+        found[ours] = value
+    return found
+
+
+def _shortest(lengths: Sequence[Any]) -> int:
     known = [int(length) for length in lengths if isinstance(length, int | float)]
-    return section | {
-        "bidirectional": bool(arguments.get("encoder_bidirectional")),
-        "attention": str(arguments.get("decoder_attention", "1")).lower() in ("1", "true"),
-        "share_embeddings": sharing,
-        "output_bias": sharing == "none",
-        "max_positions": min([*known, 1024]),
-    }
+    return min([*known, _MOST_POSITIONS])
 
 
 class RecurrentConverter:
@@ -78,9 +116,14 @@ class RecurrentConverter:
             UserError: fairseq's file lacks a tensor for it, or has one of another shape.
         """
         theirs, how = _counterpart(name), "renamed"
+        adaptive = adaptive_source(name, shape, self._state)
+        if adaptive is not None:
+            theirs = adaptive.name
         if theirs not in self._state:
             raise UserError(f"{self._path}: has no {theirs}, of which {name} would be made")
         value = self._state[theirs]
+        if adaptive is not None:
+            value, how = adaptive.part(value), adaptive.how
         if name == "decoder.source.keys.weight":
             value, how = value.t(), "joined"
         elif name == "decoder.source.values.weight":
@@ -107,6 +150,8 @@ class RecurrentConverter:
                 continue
             if name in _VERSIONS:
                 self._used[name] = Entry(name, "", "left", "version of the names")
+            elif name in left_of_adaptive(self._state):
+                self._used[name] = Entry(name, "", "left", left_of_adaptive(self._state)[name])
             elif name == _TABLES[0] and torch.equal(value, self._state[_TABLES[1]]):
                 self._used[name] = Entry(name, "", "left", "the same as another one")
             else:
@@ -133,15 +178,16 @@ def _counterpart(name: str) -> str:
     stem, _, kind = name.rpartition(".")
     if stem == "encoder":
         return f"encoder.lstm.{kind}"
-    if stem == "decoder.cells":
+    if stem in ("decoder.cells", "decoder"):
         gate, _, layer = kind.rpartition("_l")
         return f"decoder.layers.{layer}.{gate}"
     places = {
+        "projection": "decoder.additional_fc",
         "decoder.projection": "decoder.additional_fc",
         "decoder.source.start_hidden": "decoder.encoder_hidden_proj",
         "decoder.source.start_cell": "decoder.encoder_cell_proj",
     }
-    return f"{places[stem]}.{kind}"
+    return f"{places.get(stem, stem)}.{kind}"
 
 
 class RecurrentReference:
@@ -160,26 +206,33 @@ class RecurrentReference:
     def logits(self, source: Sequence[int], target: Sequence[int]) -> Tensor:
         """Return the scores (T, V) of the next token of each prefix of a target."""
         state = self._state
-        outputs, hidden, cell = self._encoded(source)  # (S, E), and a list of (E,) each
-        if "decoder.encoder_hidden_proj.weight" in state:
-            hidden = [self._mapped("decoder.encoder_hidden_proj", each) for each in hidden]
-            cell = [self._mapped("decoder.encoder_cell_proj", each) for each in cell]
-        fed = torch.zeros_like(hidden[0])
+        outputs, hidden, cell = self._start(source)
+        embedded = state["decoder.embed_tokens.weight"]
+        width = state["decoder.layers.0.weight_ih"].size(1)
+        fed = hidden[0].new_zeros(width - embedded.size(1))  # empty without a source
         scores = []
         for token in target:
-            x = torch.cat([state["decoder.embed_tokens.weight"][token], fed])
+            x = torch.cat([embedded[token], fed])
             for layer in range(len(hidden)):
                 weights = [state[f"decoder.layers.{layer}.{kind}"] for kind in LSTM_PARAMETERS]
                 hidden[layer], cell[layer] = _cell(x, hidden[layer], cell[layer], weights)
                 x = hidden[layer]
-            fed = x
+            top, fed = x, x if len(fed) else fed
             if "decoder.attention.input_proj.weight" in state:
                 query = state["decoder.attention.input_proj.weight"] @ x
                 read = (outputs @ query).softmax(0) @ outputs
                 joined = state["decoder.attention.output_proj.weight"] @ torch.cat([read, x])
-                fed = joined.tanh()
-            scores.append(self._scores(fed))
+                top = fed = joined.tanh()
+            scores.append(self._scores(top))
         return torch.stack(scores)
+
+    def _start(self, source: Sequence[int]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return the encoded source (S, E), and the states of each layer before the first token."""
+        outputs, hidden, cell = self._encoded(source)
+        if "decoder.encoder_hidden_proj.weight" in self._state:
+            hidden = [self._mapped("decoder.encoder_hidden_proj", each) for each in hidden]
+            cell = [self._mapped("decoder.encoder_cell_proj", each) for each in cell]
+        return outputs, hidden, cell
 
     def _encoded(self, source: Sequence[int]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         state = self._state
@@ -209,11 +262,22 @@ class RecurrentReference:
         return self._state[f"{name}.weight"] @ x + self._state[f"{name}.bias"]
 
     def _scores(self, x: Tensor) -> Tensor:
+        if has_adaptive_softmax(self._state):
+            return adaptive_scores(self._state, x[None])[0]
         if "decoder.additional_fc.weight" in self._state:
             x = self._mapped("decoder.additional_fc", x)
         if "decoder.fc_out.weight" in self._state:
             return self._mapped("decoder.fc_out", x)
         return self._state["decoder.embed_tokens.weight"] @ x
+
+
+class RecurrentLmReference(RecurrentReference):
+    """A language model of LSTM layers, whose states begin with zeros."""
+
+    def _start(self, source: Sequence[int]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        layers = sum(name.endswith(".weight_hh") for name in self._state)
+        zeros = torch.zeros_like(self._state["decoder.layers.0.weight_hh"][0])
+        return zeros, [zeros] * layers, [zeros] * layers
 
 
 def _cell(x: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:

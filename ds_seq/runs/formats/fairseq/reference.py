@@ -17,6 +17,11 @@ from torch import Tensor
 
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.model import FIRST_POSITION
+from ds_seq.runs.formats.fairseq.adaptive import (
+    adaptive_embedded,
+    adaptive_scores,
+    has_adaptive_softmax,
+)
 from ds_seq.runs.formats.fairseq.reference_convolution import convolved
 
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -68,6 +73,8 @@ class Reference:
         return self._project(self._stack("decoder", torch.tensor(target), encoded))
 
     def _project(self, decoded: Tensor) -> Tensor:
+        if has_adaptive_softmax(self._state):
+            return adaptive_scores(self._state, decoded)
         tables: tuple[str, ...] = ("decoder.output_projection.weight", "decoder.embed_out",
                   "decoder.embed_tokens.weight", "encoder.embed_tokens.weight")  # fmt: skip
         given = self._given
@@ -88,12 +95,20 @@ class Reference:
         count = 1 if repeats > 1 else given[f"{stack}_layers"]
         for layer in [*range(count)] * repeats:
             x = self._layer(stack, f"{stack}.layers.{layer}", x, memory)
-        return self._norm(f"{stack}.layer_norm", x) if given[f"{stack}_normalize_before"] else x
+        # some have none, although their layers begin with norms
+        has_norm = (
+            given[f"{stack}_normalize_before"] and f"{stack}.layer_norm.weight" in self._state
+        )
+        has_norm |= f"{stack}.layer_norm.scale" in self._state
+        return self._norm(f"{stack}.layer_norm", x) if has_norm else x
 
     def _embed(self, stack: str, ids: Tensor) -> Tensor:
         place = f"{stack}.embed_tokens"
         if f"{place}.emb.weight" in self._state:
             return self._state[f"{place}.emb.weight"][ids] @ self._state[f"{place}.up.weight"].T
+        adaptive = adaptive_embedded(self._state, ids)
+        if adaptive is not None:
+            return adaptive
         other = "encoder.embed_tokens.weight"
         return self._state[f"{place}.weight" if f"{place}.weight" in self._state else other][ids]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.convolutions import FIRST_ROW
+from ds_seq.runs.formats.fairseq.adaptive import adaptive_scores, has_adaptive_softmax
 
 _HALF = math.sqrt(0.5)
 
@@ -79,10 +80,13 @@ class GatedReference:
         self, stack: str, ids: Sequence[int], attend: Callable[[int, Tensor, Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         state = self._state
-        positions = state[f"{stack}.embed_positions.weight"][FIRST_ROW : FIRST_ROW + len(ids)]
-        embedded = state[f"{stack}.embed_tokens.weight"][list(ids)] + positions
+        embedded = state[f"{stack}.embed_tokens.weight"][list(ids)]
+        positions = state.get(f"{stack}.embed_positions.weight")
+        if positions is not None:
+            embedded = embedded + positions[FIRST_ROW : FIRST_ROW + len(ids)]
         x = self._map(f"{stack}.fc1", embedded)
-        for layer in range(len(self._section[f"{stack}_convolutions"])):
+        inputs = [x]
+        for layer, (_, _, *back) in enumerate(self._section[f"{stack}_convolutions"]):
             kernel = self._weight(f"{stack}.convolutions.{layer}", (0, 1))  # (S, I, O)
             size = kernel.size(0)
             left = size - 1 if stack == "decoder" else (size - 1) // 2
@@ -90,8 +94,12 @@ class GatedReference:
             units = sum(padded[s : s + len(x)] @ kernel[s] for s in range(size))
             units = F.glu(units + state[f"{stack}.convolutions.{layer}.bias"], -1)
             kept = f"{stack}.projections.{layer}"
-            before = self._map(kept, x) if f"{kept}.bias" in state else x
-            x = (attend(layer, units, embedded) + before) * _HALF
+            x = attend(layer, units, embedded)
+            if back != [0]:
+                before = inputs[-back[0]] if back else inputs[-1]
+                before = self._map(kept, before) if f"{kept}.bias" in state else before
+                x = (x + before) * _HALF
+            inputs.append(x)
         return embedded, x
 
     def _map(self, place: str, x: Tensor) -> Tensor:
@@ -104,3 +112,15 @@ class GatedReference:
             return self._state[f"{place}.weight"]
         norms = direction.square().sum(summed, keepdim=True).sqrt()
         return direction / norms * self._state[f"{place}.weight_g"]
+
+
+class GatedLmReference(GatedReference):
+    """A language model of gated convolutions of fairseq."""
+
+    @torch.no_grad()
+    def logits(self, source: Sequence[int], target: Sequence[int]) -> Tensor:
+        """Score every next token of a text, see `Reference.logits`; there is no source."""
+        _, decoded = self._stack("decoder", target, lambda _, x, embedded: x)
+        if has_adaptive_softmax(self._state):
+            return adaptive_scores(self._state, decoded)
+        return self._map("decoder.fc3", self._map("decoder.fc2", decoded))
