@@ -65,6 +65,11 @@ def activations(
     width, tokens = device.width, batch.tokens
     layers = tuple(layer for stack in model.stacks for layer in count.layers(stack))
     rest = sum(count.ends(stack) for stack in model.stacks)
+    read = model.language_model
+    if read is not None and read.weights == "trained":  # a frozen one keeps nothing
+        found = activations(read.section, batch, 0, device)
+        layers = (*(each._replace(stack="encoder") for each in found.layers), *layers)
+        rest += found.rest
     scores: float = vocab_size * width
     if model.adaptive_bands is not None:  # of which log-probabilities are kept
         scores = model.adaptive_bands.expected_scores(vocab_size) * _FLOAT

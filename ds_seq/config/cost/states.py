@@ -74,7 +74,7 @@ class Buffers:
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters of one device before ZeRO."""
+    """Numbers of trained parameters of one device before ZeRO."""
 
     dense: float
     experts: float
@@ -82,10 +82,12 @@ class Parameters(NamedTuple):
     """Of them those that stage 3 leaves whole."""
     table: int
     """Of the table of the vocabulary, the largest."""
+    frozen: int = 0
+    """Further parameters, of a language model that is not trained."""
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """All that are trained."""
         return self.dense + self.experts
 
 
@@ -130,12 +132,21 @@ def parameters(
     table = vocab * (model.embedding_dim or model.d_model)
     if model.adaptive_bands is not None:
         table = max(model.adaptive_bands.matrices(model.d_model, vocab, model.shares_output))
-    dense = size.total - size.experts
+    read, dense, frozen, small = model.language_model, size.total - size.experts, 0, 0.0
+    own = dense
+    if read is not None:
+        count, _ = read.num_params(model.d_model, config.data.vocab.source_side.size)
+        own -= count
+        if read.weights == "frozen":
+            frozen, dense = count, own
+        else:
+            small = _small(config, read.section, count, limit)
     return Parameters(
         dense,
         size.experts / layout.expert_parallel,
-        _small(config, model, dense, limit),
+        _small(config, model, own, limit) + small,
         table,
+        frozen,
     )
 
 
@@ -156,7 +167,7 @@ def _small(config: ExperimentConfig, model: TransformerConfig, dense: int, limit
     for stack in model.stacks:
         for layer, num_experts in enumerate(model.expert_counts(stack)):
             matrices += _mixer_matrices(model, stack, layer)
-            if stack == "decoder":
+            if stack == "decoder" and len(model.stacks) > 1:
                 matrices += [d * attention, 2 * d * kv, attention * d]
             wide = model.ffn_dim
             if model.moe is not None and num_experts:
@@ -250,7 +261,9 @@ def states(
         found = _divided_gradients(size, counts, buffers, accumulates)
     else:
         found = _divided_weights(size, counts, layout, buffers.live)
-    return replace(found, optimizer=optimizer)
+    spread = layout.ranks if layout.stage == _WHOLE else 1
+    weights = found.weights + counts.frozen * width / spread
+    return replace(found, optimizer=optimizer, weights=weights)
 
 
 def _plain(size: _Bytes, counts: Parameters, layout: Layout, accumulates: bool) -> States:

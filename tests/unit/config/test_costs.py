@@ -130,3 +130,25 @@ def test_a_cache_has_the_keys_of_all_calls() -> None:
     grouped = made(1, 0, {"preset": "base", "num_kv_heads": 2, "decoder_repeats": 2})
     target, source = grouped.cache_bytes
     assert target == source == 2 * 128 * 12 * 4
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_frozen_language_model_has_weights_alone(stage: int) -> None:
+    section = {"name": "decoder_only", "d_model": 64, "num_heads": 2, "max_positions": 2048}
+    sizes = {"d_model": 32, "num_heads": 2, "ffn_dim": 64}
+    plain = made(2, stage, sizes).memory
+    found = {}
+    for weights in ("frozen", "trained"):
+        read = {"path": "lm", "model": section, "weights": weights}
+        found[weights] = made(2, stage, {**sizes, "encoder_input": read}).memory
+    frozen, trained = found["frozen"], found["trained"]
+    near = 1e-3 if stage == 1 else 0.2  # of a trained one, small weights stay whole
+    assert frozen.states.weights == pytest.approx(trained.states.weights, rel=near)
+    projection = 64 * 32
+    for kind, width in (("optimizer", 12), ("gradients", 4)):
+        own, both = (getattr(each.states, kind) for each in (frozen, trained))
+        before = getattr(plain.states, kind)
+        assert own - before <= width * projection and both > 2 * own, kind
+    assert frozen.activations == pytest.approx(plain.activations)
+    assert plain.activations < trained.activations
+    assert plain.peak < frozen.peak < trained.peak
