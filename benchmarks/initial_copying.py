@@ -60,10 +60,10 @@ KINDS = {
 }
 
 
-def drawn(kind: Kind) -> nn.Module:
-    """Return a new model."""
+def drawn(kind: Kind, vocab: int = VOCAB) -> nn.Module:
+    """Return a new model with a vocabulary of that size."""
     config = TransformerConfig.model_validate({**SIZES, **kind.section})
-    model = build_seq2seq(config, VOCAB, 1, 0, seed=1).train()
+    model = build_seq2seq(config, vocab, 1, 0, seed=1).train()
     if kind.deviation is not None:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
