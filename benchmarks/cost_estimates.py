@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _name(case: Case) -> str:
-    parts = ["experts" if "moe" in case.fields else "dense", case.precision, f"ZeRO {case.stage}"]
+    kind = case.fields.get("name", "experts" if "moe" in case.fields else "dense")
+    parts = [str(kind), case.precision, f"ZeRO {case.stage}"]
+    parts += [f"{name} off" for name, value in case.fields.items() if value is False]
     parts += [f"expert_parallel {case.expert_parallel}"] if case.expert_parallel > 1 else []
     parts += [f"accumulate {case.accumulate}"] if case.accumulate > 1 else []
     parts += ["recomputed"] if case.fields.get("activation_checkpointing") else []

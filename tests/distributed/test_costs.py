@@ -13,19 +13,20 @@ from torch.utils._pytree import tree_leaves
 
 from ds_seq import distributed
 from ds_seq.config.cost.batch import BatchShape
+from ds_seq.config.cost.kinds import is_costed
 from ds_seq.config.cost.memory import memory
 from ds_seq.config.cost.states import Buffers, Layout, parameters
 from ds_seq.config.cost.traffic import traffic
 from ds_seq.config.deepspeed import engine_config
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.model import TransformerConfig
 from ds_seq.config.optim import AdamConfig
-from ds_seq.models.build import build_seq2seq
+from ds_seq.data.batch import Batch
+from ds_seq.models import build_model
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.engine import Engine
-from tests.batches import batch_of
+from tests.batches import batch_of, text_batch_of
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 from tests.tensor_memory import TensorMemory
@@ -35,6 +36,39 @@ BATCH = BatchShape(24, 24)
 SIZES = {"d_model": 128, "ffn_dim": 384, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2}
 MOE = {"moe": {"num_experts": 4, "top_k": 2, "capacity_factor": None}}
 REPEATED = {"encoder_layers": 1, "encoder_repeats": 3, "activation": "swiglu", "num_kv_heads": 2}
+
+LSTM = {
+    "name": "recurrent",
+    **dict.fromkeys(("encoder_embedding_dim", "decoder_embedding_dim", "output_dim"), 128),
+    **dict.fromkeys(("encoder_hidden_dim", "decoder_hidden_dim"), 160),
+    "decoder_layers": 2,
+}
+LSTM_LM = {
+    "name": "recurrent_lm",
+    **dict.fromkeys(("decoder_embedding_dim", "output_dim"), 128),
+    "decoder_hidden_dim": 160,
+    "decoder_layers": 2,
+}
+GATED = {
+    "name": "convolutional",
+    "embedding_dim": 128,
+    "output_dim": 96,
+    "encoder_convolutions": [[128, 3]] * 2,
+    "decoder_convolutions": [[128, 3], [160, 2]],
+}
+GATED_LM = {
+    "name": "convolutional_lm",
+    "embedding_dim": 128,
+    "decoder_convolutions": [[128, 4], [64, 1, 0], [128, 3, 2]],
+}
+OTHERS: tuple[dict[str, Any], ...] = (
+    LSTM,
+    {**LSTM, "input_feeding": False},
+    LSTM_LM,
+    GATED,
+    {**GATED, "weight_norm": False},
+    GATED_LM,
+)
 
 
 class Case(NamedTuple):
@@ -56,15 +90,24 @@ class Case(NamedTuple):
             "clip_norm": 1.0,
         }
         languages = {"source_lang": "en", "target_lang": "de"}
+        task = {"name": "translation"}
+        if self.reads_text:
+            languages, task = {"language": "de"}, {"name": "language_modeling"}
         return ExperimentConfig.model_validate(
             {
                 "name": "costs",
                 "data": {**languages, "dir": "d", "vocab": {"size": VOCAB}},
+                "task": task,
                 "validation": {"metrics": [], "best": "loss"},
-                "model": {**SIZES, **self.fields},
+                "model": self.fields if "name" in self.fields else {**SIZES, **self.fields},
                 "train": train,
             }
         )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model is a language model."""
+        return self.fields.get("name") in ("recurrent_lm", "convolutional_lm")
 
 
 class Measured(NamedTuple):
@@ -113,12 +156,12 @@ def _measure(case: Case) -> Measured:
     """Train a few updates, and return what the last one takes."""
     config, ranks = case.config, distributed.world_size()
     model = config.model
-    assert isinstance(model, TransformerConfig)
+    assert is_costed(model)
     zero = {"stage": case.stage, **({"reduce_bucket_size": BUCKET} if case.stage else {})}
     optimizer = AdamConfig(lr=1e-3)
     criterion = spine.make_criterion()
     with Costs() as found:
-        net = build_seq2seq(model, VOCAB, case.expert_parallel, distributed.rank(), seed=5)
+        net = build_model(model, VOCAB, case.expert_parallel, distributed.rank(), seed=5)
         connect_expert_parallel(net, case.expert_parallel)
         engine = Engine(
             net,
@@ -140,7 +183,8 @@ def _measure(case: Case) -> Measured:
             found.sizes.clear()
             for _ in range(case.accumulate):
                 shape = (BATCH.sentences, BATCH.length)
-                batch = batch_of(*(torch.randint(4, VOCAB, shape) for _ in range(2)))
+                batch: Batch = batch_of(*(torch.randint(4, VOCAB, shape) for _ in range(2)))
+                batch = text_batch_of(batch) if case.reads_text else batch
                 output = engine(batch)
                 loss = criterion(output, batch)
                 engine.backward(loss.total * (ranks * case.accumulate / BATCH.tokens / 4))
@@ -171,13 +215,14 @@ CASES = [
     *(Case(stage, fields=REPEATED) for stage in (0, 2)),
     *(Case(s, 2, fields={**MOE, "activation_checkpointing": True}) for s in (0, 1, 3)),
 ]
+CASES += [Case(stage, fields=fields) for stage in (0, 1, 3) for fields in OTHERS]
 
 
 def estimated(case: Case) -> tuple[float, Counter[str]]:
     """The estimates of the largest memory, and of bytes by kind of collective."""
     config, layout, buffers = case.config, Layout(2, case.expert_parallel, case.stage), BUFFERS
     model = config.model
-    assert isinstance(model, TransformerConfig)
+    assert is_costed(model)
     found = memory(config, model, layout, buffers, BATCH, "cpu")
     counts = parameters(config, model, model.num_params(VOCAB), layout, buffers.persistent)
     sizes = Counter[str]()

@@ -9,16 +9,14 @@ Shapes: D width of the model, F inner width, H heads, T length.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from ds_seq.config.cost.batch import BatchShape, Device, Layer
+from ds_seq.config.cost.batch import FLOAT, INDEX, Activations, BatchShape, Device, Layer
 from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.config.model.convolution import AnyConvolutionConfig
 from ds_seq.config.model.positions import RotaryConfig, XPosConfig
 from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.names import BIASED_POSITIONS, GATED_ACTIVATIONS, Stack
 
-_FLOAT, _INDEX = 4, 8  # bytes of statistics of norms and routers, and of row numbers
 _TURNED = ("rotary", "xpos")
 # tensors as wide as the inner layer that plain activations keep: input, output
 _PLAIN = {"relu": 1}
@@ -30,19 +28,6 @@ _ROUTER_TENSORS = 3  # of all experts: logits, probabilities, and those after th
 
 
 _BAND = 32  # tokens of a block of a convolution, see `ds_seq.modules.convolution`
-
-
-class Activations(NamedTuple):
-    """Bytes that a batch keeps."""
-
-    layers: tuple[Layer, ...]
-    """Calls of layers in the order of the forward pass."""
-    rest: float
-    """Kept outside the layers: around embeddings, and the norms at the ends of the stacks."""
-    logits: float
-    """Scores of all target tokens over the vocabulary."""
-    hidden: float
-    """The hidden states of the target."""
 
 
 def activations(
@@ -72,7 +57,7 @@ def activations(
         rest += found.rest
     scores: float = vocab_size * width
     if model.adaptive_bands is not None:  # of which log-probabilities are kept
-        scores = model.adaptive_bands.expected_scores(vocab_size) * _FLOAT
+        scores = model.adaptive_bands.expected_scores(vocab_size) * FLOAT
     return Activations(layers, rest, tokens * scores, tokens * model.d_model * width)
 
 
@@ -113,13 +98,13 @@ class _Counter:
         """Return what is kept before the first layer of a stack and after the last."""
         model, w, d = self._model, self._w, self._d
         # token numbers, the input of the first sub-layer; the others are outputs of sub-layers
-        kept = _INDEX + d * w + self._mask(d, model.dropout)
+        kept = INDEX + d * w + self._mask(d, model.dropout)
         if model.embedding_norm:
             kept += d * w + self._statistics(1)
         if model.has_final_norm:
             kept += d * w + self._statistics(1)
         if model.sets_of(stack) > 1:  # places of tokens, in a decoder those of the source, too
-            kept += 2 * _INDEX if stack == "encoder" else 4 * _INDEX - d * w
+            kept += 2 * INDEX if stack == "encoder" else 4 * INDEX - d * w
         if model.embedding_dim is not None:
             is_tied = stack == "decoder" and model.shares_output
             kept += model.embedding_dim * w * (2 if is_tied else 1)
@@ -129,25 +114,25 @@ class _Counter:
         return width * self._device.mask if dropout else 0.0
 
     def _statistics(self, norms: float) -> float:
-        return norms * _FLOAT * (2 if self._model.norm.name == "layer" else 1)
+        return norms * FLOAT * (2 if self._model.norm.name == "layer" else 1)
 
     def _rounded(self, *inputs: float) -> float:
         """Return what maps of few bits keep besides their inputs: these in levels, and float32."""
         if self._model.linear.name != "bitnet":
             return 0.0
-        return sum(inputs) * (self._w if self._w == _FLOAT else self._w + _FLOAT)
+        return sum(inputs) * (self._w if self._w == FLOAT else self._w + FLOAT)
 
     def _residual(self) -> float:
         """Return what a residual keeps of a token: input and output of its norm, its dropout."""
         model, w = self._model, self._w
         kept = 2 * self._d * w + self._statistics(1) + self._mask(self._d, model.dropout)
-        if model.norm.name == "rms" and w < _FLOAT and not self._device.pads:
+        if model.norm.name == "rms" and w < FLOAT and not self._device.pads:
             kept += 3 * self._d * w  # a CPU has no kernel for it, and keeps float32 numbers
         return kept
 
     def _attended(self) -> float:
         """Return what the attention kernel keeps of a query besides queries, keys and values."""
-        return self._attention * self._w + self._model.num_heads * _FLOAT
+        return self._attention * self._w + self._model.num_heads * FLOAT
 
     def _shared(self) -> float:
         """Return what copies of keys and values keep that several heads share."""
@@ -192,15 +177,15 @@ class _Counter:
         heads, length = retention.heads(self._model.num_heads), self._batch.length
         chunk = min(retention.chunk_of(length), length)
         # queries, keys, values; those taken and their divisors; weights, and decays of a chunk
-        kept: float = _FLOAT * (2 * d + 2 * values + 2 * heads + heads * chunk)
-        kept += _FLOAT * heads * chunk**2 / self._batch.tokens
+        kept: float = FLOAT * (2 * d + 2 * values + 2 * heads + heads * chunk)
+        kept += FLOAT * heads * chunk**2 / self._batch.tokens
         # what the map returned, the activated gate, and what it multiplies
         kept += w * (2 * d + 2 * values + 3 * values)
-        if w < _FLOAT:
-            kept += _FLOAT * values  # the normed values before they are rounded
+        if w < FLOAT:
+            kept += FLOAT * values  # the normed values before they are rounded
         if chunk < length:  # queries and keys that have decayed, and the sums of each chunk
             sums = 2.0 * d + d * values / (heads * chunk)
-            kept += _FLOAT * (sums if causal else 2 * sums + values)
+            kept += FLOAT * (sums if causal else 2 * sums + values)
         return kept + self._rounded(d, values)
 
     def _convolution(self, convolution: AnyConvolutionConfig, size: int, stack: Stack) -> float:
@@ -219,7 +204,7 @@ class _Counter:
         if is_dynamic:
             kept += channels * w + self._rounded(channels)
         if convolution.weight_softmax and (is_dynamic or model.sets_of(stack) > 1):
-            kept += heads * size * _FLOAT
+            kept += heads * size * FLOAT
         if is_dropped:
             kept += heads * size * self._device.mask
         if model.has_inner_norms:
@@ -354,17 +339,17 @@ class _Counter:
         dropout = moe.dropout_of_experts(model.activation_dropout)
         if self._device.groups_experts or model.has_inner_norms:
             inner = self._feed_forward(width, dropout) + (
-                2 * _INDEX if not model.has_inner_norms else 0
+                2 * INDEX if not model.has_inner_norms else 0
             )
         else:
             inner = (2 if model.is_gated else 1) * width * w
             inner += self._mask(width, dropout)
-        kept = rows * (2 * d * w + inner + 4 * _INDEX + _FLOAT)
-        kept += _ROUTER_TENSORS * num_experts * _FLOAT
-        if w != _FLOAT:
-            kept += d * _FLOAT  # the router reads float32
+        kept = rows * (2 * d * w + inner + 4 * INDEX + FLOAT)
+        kept += _ROUTER_TENSORS * num_experts * FLOAT
+        if w != FLOAT:
+            kept += d * FLOAT  # the router reads float32
         if moe.noise == "jitter":
-            kept += d * _FLOAT * (2 if w == _FLOAT else 1)
+            kept += d * FLOAT * (2 if w == FLOAT else 1)
         dense = moe.dense_width(moe.ffn_dim or model.ffn_dim)
         if dense:
             kept += self._feed_forward(model.inner_width(dense))

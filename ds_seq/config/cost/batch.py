@@ -8,6 +8,8 @@ from ds_seq.names import Precision, Stack
 
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number."""
+FLOAT, INDEX = 4, 8
+"""Bytes of a number that stays in float32, such as statistics of norms, and of a row's number."""
 
 
 class BatchShape(NamedTuple):
@@ -44,6 +46,8 @@ class Device(NamedTuple):
     """Whether masks of padding are made without padding, too."""
     loss_block: int
     """Logits that the loss copies to float32 at a time; 0: none."""
+    keeps_workspace: bool
+    """Whether LSTM layers keep a workspace of oneDNN."""
 
 
 LOSS_BLOCK = 1 << 18
@@ -55,8 +59,24 @@ def device(kind: str, precision: Precision) -> Device:
     width = WIDTH[precision]
     if kind == "cpu":
         block = 0 if precision == "fp32" else LOSS_BLOCK
-        return Device(width, width, False, fuses_dropout=False, pads=False, loss_block=block)
-    return Device(width, 1, precision == "bf16", fuses_dropout=True, pads=True, loss_block=0)
+        return Device(
+            width,
+            width,
+            False,
+            fuses_dropout=False,
+            pads=False,
+            loss_block=block,
+            keeps_workspace=True,
+        )
+    return Device(
+        width,
+        1,
+        precision == "bf16",
+        fuses_dropout=True,
+        pads=True,
+        loss_block=0,
+        keeps_workspace=False,
+    )
 
 
 class Layer(NamedTuple):
@@ -67,3 +87,16 @@ class Layer(NamedTuple):
     """All of it."""
     entry: float
     """Its input alone."""
+
+
+class Activations(NamedTuple):
+    """Bytes that a batch keeps."""
+
+    layers: tuple[Layer, ...]
+    """Calls of layers in the order of the forward pass."""
+    rest: float
+    """Kept outside the layers: around embeddings, and the norms at the ends of the stacks."""
+    logits: float
+    """Scores of all target tokens over the vocabulary."""
+    hidden: float
+    """The hidden states of the target."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ds_seq.config.cost.batch import WIDTH, BatchShape
+from ds_seq.config.cost.batch import BatchShape
+from ds_seq.config.cost.kinds import CostedConfig, SearchBytes, is_costed, search_bytes
 from ds_seq.config.cost.memory import Memory, largest_batch, memory, with_stage
 from ds_seq.config.cost.states import Buffers, Layout, parameters
 from ds_seq.config.cost.traffic import Collective, traffic
@@ -50,7 +51,7 @@ class Estimate:
     """
 
     config: ExperimentConfig
-    model: TransformerConfig
+    model: CostedConfig
     layout: Layout
     buffers: Buffers
     batch: BatchShape
@@ -68,10 +69,16 @@ class Estimate:
         return self._memory(self.model, self.layout)
 
     @cached_property
-    def recomputed(self) -> Memory:
-        """Memory with `model.activation_checkpointing`."""
-        model = self.model.model_copy(update={"activation_checkpointing": True})
-        return self._memory(model, self.layout)
+    def recomputed(self) -> Memory | None:
+        """Memory with `model.activation_checkpointing`; None for a model without it."""
+        model = self._recomputing
+        return None if model is None else self._memory(model, self.layout)
+
+    @property
+    def _recomputing(self) -> TransformerConfig | None:
+        if not isinstance(self.model, TransformerConfig):
+            return None
+        return self.model.model_copy(update={"activation_checkpointing": True})
 
     @cached_property
     def collectives(self) -> list[Collective]:
@@ -94,41 +101,13 @@ class Estimate:
         return flops.of(LengthSums(*(float(number * each) for each in sums)))
 
     @property
-    def cache_bytes(self) -> tuple[float, float]:
-        """Bytes of a translation's cache: per target token of a hypothesis, per source token.
+    def search(self) -> SearchBytes:
+        """What a translation keeps."""
+        return search_bytes(self.model, self.config.train.precision)
 
-        All hypotheses of a sentence share the latter. See `state_bytes` for other mixers.
-        """
-        model = self.model
-        kv = (model.num_kv_heads or model.num_heads) * model.head_width(model.d_model)
-        each = 2.0 * kv * model.calls_of("decoder") * WIDTH[self.config.train.precision]
-        return each if model.has_self_attention("decoder") else 0.0, each
-
-    @property
-    def state_bytes(self) -> float:
-        """Bytes of a hypothesis' state in a translation, whatever its length.
-
-        Retention has one, and convolution.
-        """
-        model = self.model
-        convolution = model.convolution_of("decoder")
-        if convolution is not None:
-            columns = sum(convolution.sizes(model.decoder_layers)) * model.decoder_repeats
-            width = WIDTH[self.config.train.precision]
-            return float(columns * convolution.channels(model.d_model) * width)
-        retention = model.retention_of("decoder")
-        if retention is None:
-            return 0.0
-        width = model.d_model // retention.heads(model.num_heads)
-        sums = width * retention.values(model.d_model) + model.d_model  # values and keys
-        return float(sums * model.calls_of("decoder") * WIDTH["fp32"])
-
-    def largest_batch(self, recompute: bool = False) -> int | None:
+    def largest_batch(self) -> int | None:
         """Return the largest `train.max_tokens` that fits into a device."""
-        model = self.model
-        if recompute:
-            model = model.model_copy(update={"activation_checkpointing": True})
-        return self._largest(model, self.layout)
+        return self._largest(self.model, self.layout)
 
     def layouts(self) -> Iterator[LayoutCosts]:
         """Yield the costs of all stages and expert-parallel sizes that these ranks could have."""
@@ -164,11 +143,11 @@ class Estimate:
         ]
         return [each for each in sizes if each & (each - 1) == 0 or each == max(sizes)]
 
-    def _memory(self, model: TransformerConfig, layout: Layout) -> Memory:
+    def _memory(self, model: CostedConfig, layout: Layout) -> Memory:
         buffers = with_stage(self.buffers, layout.stage)
         return memory(self.config, model, layout, buffers, self.batch)
 
-    def _largest(self, model: TransformerConfig, layout: Layout) -> int | None:
+    def _largest(self, model: CostedConfig, layout: Layout) -> int | None:
         if self.limit is None:
             return None
         buffers, length = with_stage(self.buffers, layout.stage), self.batch.length
@@ -187,7 +166,7 @@ def estimate(
     length: int | None = None,
     gpu_memory: float | None = None,
 ) -> Estimate | None:
-    """Return the costs of an experiment; None for a model that is no Transformer of ds_seq.
+    """Return the costs of an experiment; None for a model that is not one of ds_seq.
 
     Args:
         config: the experiment.
@@ -197,7 +176,7 @@ def estimate(
         gpu_memory: GiB of a device; None: no limit.
     """
     model = config.model
-    if not isinstance(model, TransformerConfig):
+    if not is_costed(model):
         return None
     spread = config.train.expert_parallel
     return Estimate(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ds_seq.config.cost.activations import Activations, activations
-from ds_seq.config.cost.batch import WIDTH, BatchShape, device
+from ds_seq.config.cost.batch import WIDTH, Activations, BatchShape, device
+from ds_seq.config.cost.kinds import CostedConfig, kept_by
 from ds_seq.config.cost.states import Buffers, Layout, States, parameters, states
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model.transformer import TransformerConfig
@@ -33,7 +33,7 @@ class Memory:
 
 def memory(
     config: ExperimentConfig,
-    model: TransformerConfig,
+    model: CostedConfig,
     layout: Layout,
     buffers: Buffers,
     batch: BatchShape,
@@ -55,7 +55,7 @@ def memory(
     held = states(config, counts, layout, buffers)
     place = device(kind, config.train.precision)
     read = BatchShape(batch.sentences * config.num_passes, batch.length)
-    kept = activations(model, read, vocab.target_side.size, place, layout.expert_parallel)
+    kept = kept_by(model, read, vocab.target_side.size, place, layout.expert_parallel)
     table = counts.table * place.width
     block = min(place.loss_block, read.tokens * vocab.target_side.size) * _BLOCKS * WIDTH["fp32"]
     forward = _forward_bytes(model, kept)
@@ -78,20 +78,20 @@ def _partial(held: States) -> float:
     return 0.5 * (held.kept_gradients + held.gradients)
 
 
-def _forward_bytes(model: TransformerConfig, kept: Activations) -> float:
+def _forward_bytes(model: CostedConfig, kept: Activations) -> float:
     """Return what is kept when the forward pass ends."""
     if not model.activation_checkpointing:
         return sum(layer.kept for layer in kept.layers) + kept.rest
     return sum(layer.entry for layer in kept.layers) + kept.rest
 
 
-def _second_phase(model: TransformerConfig, kept: Activations) -> float:
+def _second_phase(model: CostedConfig, kept: Activations) -> float:
     """Return what is kept later in the backward pass, where that may be more.
 
     With recomputation, the scores' gradient has gone, and a layer is there as a whole; else the
     decoder's layers have gone.
     """
-    if model.activation_checkpointing:
+    if isinstance(model, TransformerConfig) and model.activation_checkpointing:
         largest = max(layer.kept for layer in kept.layers)
         # and gradients of its widest tensors
         widest = kept.hidden * (1 + model.inner_width(model.ffn_dim) / model.d_model)
@@ -101,7 +101,7 @@ def _second_phase(model: TransformerConfig, kept: Activations) -> float:
 
 def largest_batch(
     config: ExperimentConfig,
-    model: TransformerConfig,
+    model: CostedConfig,
     layout: Layout,
     buffers: Buffers,
     length: int,

@@ -39,11 +39,11 @@ def cost_notes(found: Estimate) -> Iterator[str]:
     if found.memory.peak <= limit:
         yield from _traffic_notes(found)
         return
-    ways = []
+    ways, recomputed, is_set = [], found.recomputed, found.model.activation_checkpointing
     largest = found.largest_batch()
     if largest:
         ways.append(f"train.max_tokens {largest:,}")
-    if not found.model.activation_checkpointing and found.recomputed.peak <= limit:
+    if recomputed is not None and not is_set and recomputed.peak <= limit:
         ways.append("model.activation_checkpointing true")
     fitting = [each for each in found.layouts() if each.peak <= limit]
     if fitting:
@@ -76,7 +76,7 @@ def cost_values(found: Estimate) -> dict[str, Any]:
     """Return the same as values: bytes, operations, numbers of parameters."""
     size, memory, held = found.size, found.memory, found.memory.states
     forward, training = found.flops
-    target, source = found.cache_bytes
+    search, recomputed = found.search, found.recomputed
     return {
         "layout": found.layout._asdict(),
         "batch": found.batch._asdict(),
@@ -88,10 +88,10 @@ def cost_values(found: Estimate) -> dict[str, Any]:
             "optimizer": held.optimizer,
             "buckets": held.buckets,
             "activations": memory.activations,
-            "activations_recomputed": found.recomputed.activations,
+            "activations_recomputed": None if recomputed is None else recomputed.activations,
             "logits": memory.logits,
             "peak": memory.peak,
-            "peak_recomputed": found.recomputed.peak,
+            "peak_recomputed": None if recomputed is None else recomputed.peak,
         },
         "flops": {
             "forward": forward._asdict(),
@@ -101,9 +101,9 @@ def cost_values(found: Estimate) -> dict[str, Any]:
         },
         "collectives": [{**each._asdict(), "sent": each.sent} for each in found.collectives],
         "generation": {
-            "per_target_token": target,
-            "per_source_token": source,
-            "per_hypothesis": found.state_bytes,
+            "per_target_token": search.target,
+            "per_source_token": search.source,
+            "per_hypothesis": search.state,
         },
         "layouts": [_layout_values(each) for each in found.layouts()],
     }
@@ -125,13 +125,16 @@ def _memory_lines(found: Estimate) -> Iterator[str]:
     yield _gib("gradients", held.gradients, "at the end of the backward pass")
     if held.buckets:
         yield _gib("buckets", held.buckets, "for their exchange: zero_optimization's bucket size")
-    is_set = found.model.activation_checkpointing
-    other = found.recomputed.activations / _GIB
+    other = found.recomputed
+    if other is None or found.model.activation_checkpointing:
+        recomputed = ""
+    else:
+        recomputed = f"; {other.activations / _GIB:.2f} with model.activation_checkpointing"
     yield _gib(
         "activations",
         memory.activations,
         f"{found.batch.sentences:,} sentences of {found.batch.length} tokens on both sides"
-        + ("" if is_set else f"; {other:.2f} with model.activation_checkpointing"),
+        f"{recomputed}",
     )
     yield _gib("logits", memory.logits, "scores of the vocabulary, and their gradients")
     line = "the most at a time; not all of the above are there at once"
@@ -166,10 +169,10 @@ def _collective_lines(found: Estimate) -> Iterator[str]:
 
 
 def _generation_lines(found: Estimate) -> Iterator[str]:
-    target, source = found.cache_bytes
+    target, source, state_bytes = found.search
     beam, length = found.config.generation.beam, found.batch.length
-    whole = length * (beam * target + source) + beam * found.state_bytes
-    state = f"{found.state_bytes / 1024:,.1f} KiB per hypothesis, " if found.state_bytes else ""
+    whole = length * (beam * target + source) + beam * state_bytes
+    state = f"{state_bytes / 1024:,.1f} KiB per hypothesis, " if state_bytes else ""
     yield (
         f"cache        {whole / _MIB:>10,.2f} MiB per sentence of {length} tokens and beam {beam}: "
         f"{state}{target / 1024:,.1f} KiB per token and hypothesis, {source / 1024:,.1f} KiB per "

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ds_seq.config.cost.batch import WIDTH
+from ds_seq.config.cost.batch import FLOAT, WIDTH
+from ds_seq.config.cost.kinds import CostedConfig, matrices, tables
 from ds_seq.config.deepspeed import zero_stage
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model.section import ModelSize
@@ -18,7 +19,6 @@ from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.names import Stack
 
-_FLOAT = 4
 _WHOLE = 3  # stage that divides the weights
 _DEFAULT_BUCKET = 500_000_000
 _DEFAULT_PERSISTENT = 100_000
@@ -117,7 +117,7 @@ class States:
 
 
 def parameters(
-    config: ExperimentConfig, model: TransformerConfig, size: ModelSize, layout: Layout, limit: int
+    config: ExperimentConfig, model: CostedConfig, size: ModelSize, layout: Layout, limit: int
 ) -> Parameters:
     """Return the numbers of parameters of one device.
 
@@ -129,6 +129,11 @@ def parameters(
         limit: largest parameter that stage 3 leaves whole.
     """
     vocab = config.data.vocab.target_side.size
+    if not isinstance(model, TransformerConfig):
+        rows = tables(model, vocab, config.data.vocab.source_side.size)
+        large = sum(each for each in (*rows, *matrices(model)) if each > limit)
+        small = max(0.0, size.total - large) if limit else 0.0  # biases are in no matrix
+        return Parameters(size.total, 0.0, small, max(rows))
     table = vocab * (model.embedding_dim or model.d_model)
     if model.adaptive_bands is not None:
         table = max(model.adaptive_bands.matrices(model.d_model, vocab, model.shares_output))
@@ -198,10 +203,10 @@ def optimizer_bytes(config: ExperimentConfig) -> int:
     """Return the bytes of a parameter's optimizer states, without an fp32 copy of it."""
     optimizer = config.optimizer
     if isinstance(optimizer, AdamConfig):
-        return 2 * _FLOAT
+        return 2 * FLOAT
     if isinstance(optimizer, SgdConfig):
-        return _FLOAT if optimizer.momentum else 0
-    return 0 if isinstance(optimizer, AdafactorConfig) else 2 * _FLOAT
+        return FLOAT if optimizer.momentum else 0
+    return 0 if isinstance(optimizer, AdafactorConfig) else 2 * FLOAT
 
 
 class _Bytes(NamedTuple):
@@ -240,19 +245,19 @@ def states(
     adds_in_fp32 = accumulates and layout.stage > 0 and not buffers.offloads
     size = _Bytes(
         width,
-        _FLOAT if adds_in_fp32 else width,
+        FLOAT if adds_in_fp32 else width,
         counts.total,
         counts.dense / layout.ranks + counts.experts / layout.replicas,
         buffers.bucket,
     )
     # ZeRO has fp32 copies of the weights in fp32, too
-    master = _FLOAT if width < _FLOAT or layout.stage > 0 else 0
+    master = FLOAT if width < FLOAT or layout.stage > 0 else 0
     optimizer = 0.0
     if not buffers.offloads:
         held = size.part if layout.stage > 0 else size.total
         optimizer = held * (master + optimizer_bytes(config))
     if config.train.ema is not None:  # an average in fp32 of what the optimizer has
-        optimizer += (size.part if layout.stage > 0 else size.total) * _FLOAT
+        optimizer += (size.part if layout.stage > 0 else size.total) * FLOAT
     if layout.stage == 0:
         found = _plain(size, counts, layout, accumulates)
     elif layout.stage == 1:
@@ -274,7 +279,7 @@ def _plain(size: _Bytes, counts: Parameters, layout: Layout, accumulates: bool) 
         kept_gradients=gradients if accumulates else 0.0,
         gradients=gradients,
         reducing=min(copied, _DEFAULT_BUCKET) * size.width,
-        stepping=size.total * _FLOAT if size.width < _FLOAT else 0.0,
+        stepping=size.total * FLOAT if size.width < FLOAT else 0.0,
     )
 
 
@@ -319,10 +324,10 @@ def _divided_weights(size: _Bytes, counts: Parameters, layout: Layout, live: int
         gathered=min(divided, max(live, counts.table)) * size.width,
         buckets=size.bucket * size.width,
         reducing=(2 * size.used + counts.table) * size.width,
-        stepping=size.part * _FLOAT if size.width < _FLOAT else 0.0,
+        stepping=size.part * FLOAT if size.width < FLOAT else 0.0,
     )
 
 
 def _stepping(size: _Bytes) -> float:
     """Return the copies of a rank's gradients that are there while it steps."""
-    return size.part * (_FLOAT if size.width == _FLOAT else size.width + _FLOAT)
+    return size.part * (FLOAT if size.width == FLOAT else size.width + FLOAT)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ds_seq.config.cost.batch import WIDTH, BatchShape
+from ds_seq.config.cost.kinds import CostedConfig
 from ds_seq.config.cost.states import Layout, Parameters
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import MoeConfig, TransformerConfig
@@ -44,7 +45,7 @@ class Collective(NamedTuple):
 
 def traffic(
     config: ExperimentConfig,
-    model: TransformerConfig,
+    model: CostedConfig,
     counts: Parameters,
     layout: Layout,
     batch: BatchShape,
@@ -61,7 +62,8 @@ def traffic(
         live: weights that stage 3 keeps gathered between forward and backward.
     """
     found = [*_gradients(config, counts, layout, live)]
-    if model.moe is not None and layout.expert_parallel > 1:
+    is_spread = isinstance(model, TransformerConfig) and layout.expert_parallel > 1
+    if is_spread and model.moe is not None:
         found += _exchanges(config, model, model.moe, layout, batch)
     return [each for each in found if each.group > 1 and each.size]
 

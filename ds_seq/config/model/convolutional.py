@@ -128,13 +128,13 @@ class ConvolutionalConfig(GatedFields):
             vocab_size if self.shares_inputs else vocab_size + (source_vocab_size or vocab_size)
         )
         total = tables * width + 2 * self.max_positions * width
-        total += sum(self.map_size(*sizes) for sizes in (*self._maps("encoder"), *self._decoder()))
+        total += sum(self.map_size(*sizes) for sizes in self.layer_maps())
         total += vocab_size if self.shares_output else self.map_size(self.output_dim, vocab_size)
         return ModelSize(total, total)
 
     def forward_flops(self, vocab_size: int) -> Flops:
         """Return the operations of a forward pass."""
-        target = sum(inputs * outputs for inputs, outputs in self._decoder())
+        target = sum(inputs * outputs for inputs, outputs in self._decoder_maps())
         return Flops(
             2 * sum(inputs * outputs for inputs, outputs in self._maps("encoder")),
             2 * (target + self.output_dim * vocab_size),
@@ -143,13 +143,17 @@ class ConvolutionalConfig(GatedFields):
             2 * 2 * self.embedding_dim * self.layers_of("decoder"),
         )
 
+    def layer_maps(self) -> Sequence[tuple[int, int]]:
+        """Return inputs and outputs of all maps but that to the vocabulary."""
+        return [*self._maps("encoder"), *self._decoder_maps()]
+
     def _maps(self, stack: Stack) -> Sequence[tuple[int, int]]:
         """Return inputs and outputs of the maps of a stack, without those of attention."""
         layers, width = self.convolutions_of(stack), self.embedding_dim
         last = width if stack == "encoder" else self.output_dim
         return [*map_sizes(width, layers), (layers[-1].channels, last)]
 
-    def _decoder(self) -> Sequence[tuple[int, int]]:
+    def _decoder_maps(self) -> Sequence[tuple[int, int]]:
         """Return inputs and outputs of all maps of the decoder but that to the vocabulary."""
         layers, width = self.convolutions_of("decoder"), self.embedding_dim
         attention = [

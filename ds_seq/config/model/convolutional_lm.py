@@ -116,7 +116,7 @@ class ConvolutionalLmConfig(LanguageModelFields, GatedFields):
     def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
         """Count the parameters without building the model."""
         total = vocab_size * self.embedding_dim
-        total += sum(self.map_size(*sizes) for sizes in self._maps())
+        total += sum(self.map_size(*sizes) for sizes in self.layer_maps())
         if self.adaptive is not None:
             last = self.convolutions[-1].channels
             total += self.adaptive.output_params(last, vocab_size, tied=False)
@@ -128,13 +128,13 @@ class ConvolutionalLmConfig(LanguageModelFields, GatedFields):
 
     def forward_flops(self, vocab_size: int) -> Flops:
         """Return the operations of a forward pass."""
-        weights: float = sum(inputs * outputs for inputs, outputs in self._maps())
+        weights: float = sum(inputs * outputs for inputs, outputs in self.layer_maps())
         scores: float = self.embedding_dim * vocab_size
         if self.adaptive is not None:
             _, scores = self.adaptive.expected_weights(self.convolutions[-1].channels, vocab_size)
         return Flops(0, 2 * (weights + scores), 0, 0, 0)
 
-    def _maps(self) -> list[tuple[int, int]]:
+    def layer_maps(self) -> list[tuple[int, int]]:
         """Return inputs and outputs of all maps but that to the vocabulary."""
         layers, width = self.convolutions, self.embedding_dim
         last = [] if self.adaptive is not None else [(layers[-1].channels, width)]

@@ -126,7 +126,7 @@ class OtherModel(ModelSection):
     """Base class of the sections of models that are no Transformer.
 
     What only a Transformer has is absent from them, and so is said here once: experts, adapters,
-    low-rank changes, sets of parameters by language, mixers.
+    low-rank changes, sets of parameters by language, mixers, recomputation.
     """
 
     moe: ClassVar[None] = None
@@ -138,6 +138,7 @@ class OtherModel(ModelSection):
     requires them to be the same."""
     experts_per_layer: ClassVar[tuple[int, ...]] = ()
     num_moe_layers: ClassVar[int] = 0
+    activation_checkpointing: ClassVar[bool] = False
 
     def moe_layers(self, stack: Stack) -> list[int]:
         """Return the layers with experts: none."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ds_seq.config.cost.estimate import Estimate, estimate
+from ds_seq.config.cost.report import cost_lines, cost_notes, cost_values
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.flops import forward_flops
 
@@ -73,7 +74,9 @@ def test_the_largest_batch_fits_and_the_next_does_not() -> None:
             made(8, stage, precision="bf16", max_tokens=size) for size in (tokens, tokens + 32)
         )
         assert same.memory.peak <= 16 * GIB < more.memory.peak
-        assert found.largest_batch(recompute=True) > 2 * tokens  # type: ignore[operator]
+        recomputing = {"preset": "big", "activation_checkpointing": True}
+        other = made(8, stage, recomputing, precision="bf16").largest_batch()
+        assert other is not None and other > 2 * tokens
 
 
 def test_layouts_are_those_that_divide_ranks_and_experts() -> None:
@@ -128,7 +131,7 @@ def test_recurrent_stacking_costs_arithmetic_and_no_weights() -> None:
 
 def test_a_cache_has_the_keys_of_all_calls() -> None:
     grouped = made(1, 0, {"preset": "base", "num_kv_heads": 2, "decoder_repeats": 2})
-    target, source = grouped.cache_bytes
+    target, source, _ = grouped.search
     assert target == source == 2 * 128 * 12 * 4
 
 
@@ -152,3 +155,17 @@ def test_a_frozen_language_model_has_weights_alone(stage: int) -> None:
     assert frozen.activations == pytest.approx(plain.activations)
     assert plain.activations < trained.activations
     assert plain.peak < frozen.peak < trained.peak
+
+
+def test_kinds_without_keys_keep_states_in_a_search() -> None:
+    """fairseq's LSTM: two states of the layer and what is fed; keys and values of the source."""
+    lstm = made(1, 0, {"name": "recurrent", "preset": "lstm"})
+    assert lstm.search == (0.0, 4.0 * 2 * 512, 4.0 * 3 * 512)
+    assert lstm.recomputed is None and lstm.size.total > lstm.largest_batch() > 0  # type: ignore[operator]
+    layers = {"encoder_convolutions": [[8, 3]], "decoder_convolutions": [[8, 3], [16, 5]]}
+    gated = made(1, 0, {"name": "convolutional", "embedding_dim": 32, **layers})
+    assert gated.search == (0.0, 4.0 * 2 * 32, 4.0 * (3 * 8 + 5 * 8))
+    lines = cost_lines(gated)
+    assert any(line.startswith("activations") for line in lines)
+    assert not any("activation_checkpointing" in line for line in [*lines, *cost_notes(gated)])
+    assert cost_values(gated)["memory"]["peak_recomputed"] is None

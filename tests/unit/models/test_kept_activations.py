@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
-from ds_seq.config.cost.activations import activations
 from ds_seq.config.cost.batch import LOSS_BLOCK, BatchShape, device
-from ds_seq.config.model import TransformerConfig
+from ds_seq.config.cost.kinds import is_costed, kept_by
+from ds_seq.config.model import ModelConfig
 from ds_seq.criterions.cross_entropy import rows_at_a_time
+from ds_seq.data.batch import Batch
 from ds_seq.models import build_model
-from tests.batches import batch_of, mark_every_third
+from tests.batches import batch_of, mark_every_third, text_batch_of
 from tests.tensor_memory import TensorMemory
 
 VOCAB, BATCH = 300, BatchShape(8, 32)
@@ -75,21 +77,56 @@ CASES: tuple[dict[str, Any], ...] = (
     {"moe": {**EXPERTS, "router": "sigmoid"}, "norm_position": "subln"},
 )
 
+LSTM = {
+    "name": "recurrent",
+    "share_embeddings": "none",
+    **dict.fromkeys(("encoder_embedding_dim", "encoder_hidden_dim"), 48),
+    **dict.fromkeys(("decoder_embedding_dim", "decoder_hidden_dim", "output_dim"), 64),
+}
+LSTM_LM = {
+    "name": "recurrent_lm",
+    "share_embeddings": "none",
+    **dict.fromkeys(("decoder_embedding_dim", "decoder_hidden_dim", "output_dim"), 64),
+}
+GATED = {
+    "name": "convolutional",
+    "embedding_dim": 48,
+    "output_dim": 32,
+    "encoder_convolutions": [[32, 3], [48, 2]],
+    "decoder_convolutions": [[32, 3], [32, 3]],
+}
+GATED_LM = {"name": "convolutional_lm", "embedding_dim": 48}
+OTHERS: tuple[dict[str, Any], ...] = (
+    LSTM,
+    {**LSTM, "attention": False, "decoder_layers": 2, "encoder_layers": 2},
+    {**LSTM, "input_feeding": False, "output_dim": 32, "decoder_layers": 3, "residual": True},
+    {**LSTM, "bidirectional": False, "decoder_layers": 2, "dropout": 0.0},
+    LSTM_LM,
+    {**LSTM_LM, "decoder_layers": 3, "output_dim": 32, "dropout": 0.0},
+    GATED,
+    {**GATED, "dropout": 0.0, "weight_norm": False},
+    {**GATED, "output_dim": 48, "share_embeddings": "all"},
+    {**GATED_LM, "decoder_convolutions": [[64, 3], [32, 1, 0], [64, 3, 2]]},
+)
 
-@pytest.mark.parametrize("fields", CASES, ids=str)
+
+@pytest.mark.parametrize("fields", [*({**SIZES, **each} for each in CASES), *OTHERS], ids=str)
 def test_what_a_forward_pass_keeps(fields: dict[str, Any]) -> None:
-    config = TransformerConfig(**{**SIZES, **fields})
+    config = TypeAdapter(ModelConfig).validate_python(fields)
+    assert is_costed(config)
     model = build_model(config, VOCAB, 1, 0, seed=1).train()
     mark_every_third(model)
     shape = (BATCH.sentences, BATCH.length)
-    batch = batch_of(*(torch.randint(4, VOCAB, shape) for _ in range(2)))
+    batch: Batch = batch_of(*(torch.randint(4, VOCAB, shape) for _ in range(2)))
+    if config.stacks == ("decoder",):
+        batch = text_batch_of(batch)
     with TensorMemory(model.parameters()) as found:
         model(batch.inputs)  # makes tables of positions
         before = found.live
         output = model(batch.inputs)
         live = found.live - before
     assert output.logits.requires_grad
-    kept = activations(config, BATCH, VOCAB, device("cpu", "fp32"))
+    kept = kept_by(config, BATCH, VOCAB, device("cpu", "fp32"))
     checkpointed = config.activation_checkpointing
     layers = sum(each.entry if checkpointed else each.kept for each in kept.layers)
     assert layers + kept.rest + kept.logits == pytest.approx(live, rel=0.04)
