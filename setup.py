@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 
@@ -60,6 +60,15 @@ TEST = [
 ]
 DEV = [*TEST, "ruff", "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
 
+# Kernels of a search on a CPU, called through ctypes. Optional: without a compiler that knows GCC's
+# vectors, the installation continues, and PyTorch's operators are used.
+NATIVE = Extension(
+    "ds_seq.modules._native",
+    ["ds_seq/modules/native.c"],
+    extra_compile_args=["-O3", "-Wno-psabi"],
+    optional=True,
+)
+
 setup(
     name="ds_seq",
     version=read_version(),
@@ -71,6 +80,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ds_seq", "ds_seq.*"]),
     package_data={"ds_seq": ["py.typed", "serving/page/*"]},
+    ext_modules=[NATIVE],
     install_requires=REQUIREMENTS,
     extras_require={
         "test": TEST,

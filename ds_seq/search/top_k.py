@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from ds_seq.modules import native
+
 _GROUP = 64
 
 
@@ -55,6 +57,8 @@ def top_continuations(values: Tensor, offsets: Tensor, count: int) -> tuple[Tens
         The sums, their rows (below K) and their columns: (A, C) each, the largest first. Ties at
         the cutoff are broken arbitrarily. NaN counts as -inf and is returned as -inf.
     """
+    if (found := native.best(values, offsets, count)) is not None:
+        return found
     num_sentences, num_rows = offsets.shape
     width = values.size(1)
     num_groups = width // _GROUP

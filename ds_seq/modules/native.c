@@ -1,0 +1,170 @@
+/* Kernels of a search on a CPU, for which PyTorch has no operators; called by native.py.
+
+   Plain C with GCC's vectors, compiled for several instruction sets of which the loader takes the
+   best. All tensors are float32; strides count numbers, not bytes; the last stride is 1.
+
+   Shapes: B sentences, T queries of a sentence, H heads, G query heads that share keys and values,
+   S keys, D width of a head, K rows of a sentence, V columns, C results. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EVERY_CPU
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16, MOST_KEYS = 2048 };
+typedef float Lanes __attribute__((vector_size(64)));
+typedef float Unaligned __attribute__((vector_size(64), aligned(4)));
+typedef int32_t Words __attribute__((vector_size(64)));
+
+INLINE Lanes load(const float *x) { return *(const Unaligned *)x; }
+INLINE void store(float *x, Lanes y) { *(Unaligned *)x = y; }
+INLINE Lanes larger(Lanes x, Lanes y) { /* y where x is NaN */
+    const Words choice = x > y;
+    return (Lanes)((choice & (Words)x) | (~choice & (Words)y));
+}
+
+/* Lane i of the result is lane i + distance, counted around. */
+#define FROM(i, distance) (((i) + (distance)) % LANES)
+#define TURNED(x, n)                                                                               \
+    __builtin_shufflevector(x, x, FROM(0, n), FROM(1, n), FROM(2, n), FROM(3, n), FROM(4, n),      \
+                            FROM(5, n), FROM(6, n), FROM(7, n), FROM(8, n), FROM(9, n),            \
+                            FROM(10, n), FROM(11, n), FROM(12, n), FROM(13, n), FROM(14, n),       \
+                            FROM(15, n))
+
+INLINE float sum(Lanes x) {
+    x += TURNED(x, 8);
+    x += TURNED(x, 4);
+    x += TURNED(x, 2);
+    return x[0] + x[1];
+}
+
+INLINE float greatest(Lanes x) {
+    x = larger(x, TURNED(x, 8));
+    x = larger(x, TURNED(x, 4));
+    x = larger(x, TURNED(x, 2));
+    return x[0] > x[1] ? x[0] : x[1];
+}
+
+/* exp(x) for x <= 0, to 2 units in the last place: 2^n times a polynomial (Cephes). */
+INLINE Lanes exponential(Lanes x) {
+    x = larger(x, x * 0.0f - 87.0f);
+    Lanes shifted = x * 1.44269504f + 12582912.0f; /* rounds to the nearest integer */
+    Lanes n = shifted - 12582912.0f;
+    Lanes r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (Lanes)((__builtin_convertvector(n, Words) + 127) << 23);
+}
+
+/* One query: weights of its keys, then the weighted sum of the values. A masked key costs nothing,
+   so of the keys of all hypotheses a query reads those on its own path. */
+INLINE void attend_one(const float *query, const float *key, int64_t key_stride, const float *value,
+                       int64_t value_stride, const float *mask, float *out, int64_t num_keys,
+                       float scale, const int width) {
+    float scores[MOST_KEYS];
+    int32_t places[MOST_KEYS];
+    int count = 0;
+    Lanes total = {0};
+    for (int64_t s = 0; s < num_keys; s++) {
+        if (mask != 0 && mask[s] == -INFINITY) continue;
+        Lanes dot = {0};
+        for (int d = 0; d < width; d += LANES) dot += load(query + d) * load(key + s * key_stride + d);
+        scores[count] = sum(dot) * scale + (mask == 0 ? 0.0f : mask[s]);
+        places[count++] = (int32_t)s;
+    }
+    float most = -INFINITY;
+    for (int i = 0; i < count; i++) most = scores[i] > most ? scores[i] : most;
+    for (int i = count; i % LANES; i++) scores[i] = -INFINITY;
+    for (int i = 0; i < count; i += LANES) {
+        Lanes weights = exponential(load(scores + i) - most);
+        for (int j = 0; j < LANES; j++)
+            if (i + j >= count) weights[j] = 0.0f;
+        store(scores + i, weights);
+        total += weights;
+    }
+    const float factor = 1.0f / sum(total);
+    for (int d = 0; d < width; d += 4 * LANES) { /* four sums stay in registers */
+        Lanes sums[4] = {{0}, {0}, {0}, {0}};
+        for (int i = 0; i < count; i++) {
+            const float *row = value + places[i] * value_stride + d;
+            for (int j = 0; j < 4 && d + j * LANES < width; j++)
+                sums[j] += scores[i] * load(row + j * LANES);
+        }
+        for (int j = 0; j < 4 && d + j * LANES < width; j++)
+            store(out + d + j * LANES, sums[j] * factor);
+    }
+}
+
+/* strides: those of sentence, query and head of the queries; of sentence, head and key of the keys
+   and of the values; of sentence and query of the mask. sizes: B, T, H, G, S, D. out is (B, T, H D). */
+EVERY_CPU void ds_seq_attend(const float *query, const float *key, const float *value,
+                             const float *mask, float *out, const int64_t *strides,
+                             const int64_t *sizes, float scale) {
+    const int64_t num_queries = sizes[1], num_heads = sizes[2], keys = sizes[4], width = sizes[5];
+    for (int64_t b = 0; b < sizes[0]; b++)
+        for (int64_t h = 0; h < num_heads; h++) {
+            const int64_t shared = h / sizes[3];
+            const float *k = key + b * strides[3] + shared * strides[4];
+            const float *v = value + b * strides[6] + shared * strides[7];
+            for (int64_t t = 0; t < num_queries; t++) {
+                const float *q = query + b * strides[0] + t * strides[1] + h * strides[2];
+                const float *m = mask ? mask + b * strides[9] + t * strides[10] : 0;
+                float *o = out + ((b * num_queries + t) * num_heads + h) * width;
+                if (width == 64)
+                    attend_one(q, k, strides[5], v, strides[8], m, o, keys, scale, 64);
+                else
+                    attend_one(q, k, strides[5], v, strides[8], m, o, keys, scale, (int)width);
+            }
+        }
+}
+
+/* The C largest of values + offset among the K rows of each sentence, the largest first; of equal
+   ones the first; what is impossible comes last. NaN counts as -inf. */
+EVERY_CPU void ds_seq_best(const float *values, const float *offsets, float *best, int64_t *rows,
+                           int64_t *columns, int64_t num_sentences, int64_t num_rows,
+                           int64_t num_columns, int64_t count) {
+    for (int64_t a = 0; a < num_sentences; a++) {
+        float *found = best + a * count;
+        int64_t *row = rows + a * count, *column = columns + a * count;
+        for (int64_t i = 0; i < count; i++) found[i] = -INFINITY;
+        for (int64_t k = 0; k < num_rows; k++) {
+            const float offset = offsets[a * num_rows + k];
+            const float *x = values + (a * num_rows + k) * num_columns;
+            for (int64_t v = 0; v < num_columns; v += 4 * LANES) {
+                const int64_t end = v + 4 * LANES < num_columns ? v + 4 * LANES : num_columns;
+                if (end - v == 4 * LANES) { /* most groups have nothing to offer */
+                    Lanes low = larger(load(x + v), load(x + v + LANES));
+                    Lanes high = larger(load(x + v + 2 * LANES), load(x + v + 3 * LANES));
+                    if (greatest(larger(low, high)) + offset <= found[count - 1]) continue;
+                }
+                for (int64_t w = v; w < end; w++) {
+                    const float sum = x[w] + offset;
+                    if (!(sum > found[count - 1])) continue;
+                    int64_t place = count - 1;
+                    for (; place > 0 && sum > found[place - 1]; place--) {
+                        found[place] = found[place - 1];
+                        row[place] = row[place - 1], column[place] = column[place - 1];
+                    }
+                    found[place] = sum, row[place] = k, column[place] = w;
+                }
+            }
+        }
+        int64_t next = 0; /* too few are possible: others, each once */
+        for (int64_t i = 0; i < count; i++) {
+            if (found[i] > -INFINITY) continue;
+            const float *x = values + a * num_rows * num_columns;
+            while (x[next] + offsets[a * num_rows + next / num_columns] > -INFINITY) next++;
+            row[i] = next / num_columns, column[i] = next % num_columns, next++;
+        }
+    }
+}
