@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least 1 is needed")
     _check_packages()
+    distributed.keep_freed_memory()
     device = chosen_device(args, world)
     _serve(args, device)
     return 0

@@ -73,8 +73,11 @@ class ServedModel:
                 )
         self.name, self.runs, self.settings, self.device = name, runs, settings, device
         self.most_beam = most_beam
+        # finds now what does not fit, and loads the language model of the settings only once
+        search = run_translator(runs, settings, device).search
+        self._fusion = () if settings.lm is None else search.guides[:1]
+        self._max_positions = search.max_positions
         self.translator = lru_cache(_TRANSLATORS)(self._translator)
-        self.translator(settings, 1)  # finds now what does not fit
         self.recorder = RoutingRecorder(first.model)
 
     @property
@@ -83,7 +86,11 @@ class ServedModel:
         return self.runs[0].card
 
     def _translator(self, settings: GenerationConfig, num_best: int) -> Translator:
-        return run_translator(self.runs, settings, self.device, num_best)
+        plain = settings.model_copy(update={"lm": None})
+        translator = run_translator(self.runs, plain, self.device, num_best)
+        guides = (*self._fusion, *translator.search.guides)
+        search = replace(translator.search, guides=guides, max_positions=self._max_positions)
+        return replace(translator, search=search)
 
     @cached_property
     def aligner(self) -> Aligner | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from ds_seq.generation.build import changed_settings
 from ds_seq.runs.open import load_packed
 from ds_seq.serving.app import build_app
 from ds_seq.serving.batcher import Batcher
@@ -23,13 +24,15 @@ CPU = torch.device("cpu")
 Serve = Callable[..., TestClient]
 
 
+def served_model(name: str, *paths: Path, **settings: object) -> ServedModel:
+    runs = [load_packed(path, "best", None, CPU) for path in paths]
+    changed = changed_settings(runs[0].card.generation, settings, str)
+    return ServedModel(name, runs, changed, CPU, most_beam=8)
+
+
 @pytest.fixture(scope="session")
 def models() -> list[ServedModel]:
-    served = []
-    for name in ("moe", "dense"):
-        run = load_packed(RUNS / name, "best", None, CPU)
-        served.append(ServedModel(name, [run], run.card.generation, CPU, most_beam=8))
-    return served
+    return [served_model(name, RUNS / name) for name in ("moe", "dense")]
 
 
 @pytest.fixture

@@ -1,0 +1,181 @@
+"""The page of `ds-seq serve` in a real browser without a screen.
+
+Needs Chromium, its driver and the package selenium; without them these tests are skipped. With
+`DS_SEQ_PICTURES=FOLDER` they leave pictures to look at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.test_serve import LINES, RUNS, served
+
+selenium = pytest.importorskip("selenium", reason="needs the package selenium")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="needs chromium, chromedriver"),
+]
+PICTURES = os.environ.get("DS_SEQ_PICTURES")
+Page = Any  # a webdriver, which has no public types of its own for what is used here
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with served(RUNS / "moe", f"dense={RUNS / 'dense'}") as (_, found):
+        yield found
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Page]:
+    """The page, ready; at the end it has reported no error to the console."""
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
+        options.add_argument(argument)
+    # nothing but the server can be reached
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
+    options.binary_location = str(BROWSER)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        driver.get(f"{address}/")
+        until(driver, lambda: "ready" in driver.find_element(By.ID, "state").text)
+        yield driver
+        assert driver.get_log("browser") == []
+    finally:
+        driver.quit()
+
+
+def until(page: Page, condition: Callable[[], object]) -> None:
+    WebDriverWait(page, 60).until(lambda _: condition())
+
+
+def all_of(page: Page, selector: str) -> list[Any]:
+    found: list[Any] = page.find_elements(By.CSS_SELECTOR, selector)
+    return found
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return [element.text for element in all_of(page, selector)]
+
+
+def translate(page: Page, text: str, count: int) -> None:
+    """Type a text, press Ctrl+Enter, and wait for a number of hypotheses."""
+    field = page.find_element(By.ID, "text")
+    field.clear()
+    field.send_keys(text)
+    field.send_keys(Keys.CONTROL, Keys.ENTER)
+    results = page.find_element(By.ID, "results")
+    until(page, lambda: results.get_attribute("aria-busy") == "false")
+    assert len(all_of(page, ".hypothesis")) == count
+
+
+def picture(page: Page, name: str, width: int) -> None:
+    """Show the whole page at a width, which it must not exceed; keep a picture if wanted."""
+    for _ in range(2):  # the height depends on the width
+        height = page.execute_script("return document.documentElement.scrollHeight")
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    if PICTURES is not None:
+        page.save_screenshot(str(Path(PICTURES) / f"{name}.png"))
+
+
+def colors(page: Page) -> tuple[str, str]:
+    body = page.find_element(By.TAG_NAME, "body")
+    return body.value_of_css_property("background-color"), body.value_of_css_property("color")
+
+
+def test_two_models_side_by_side_and_a_closer_look(page: Page) -> None:
+    Select(page.find_element(By.ID, "other")).select_by_visible_text("dense")
+    translate(page, f"{LINES[0]}. The man paints small lamps", 2 * 2 * 3)
+    assert texts(page, ".answers h2") == ["moe", "dense"]
+    boxes = [box.rect for box in all_of(page, ".answers")]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+    scores = [float(text) for text in texts(page, ".sentence:first-of-type .score")[:3]]
+    assert scores == sorted(scores, reverse=True)
+
+    all_of(page, ".hypothesis")[0].click()
+    until(page, lambda: all_of(page, "table.experts"))
+    best = texts(page, ".hypothesis .text")[0]
+    assert best in texts(page, "#look h2")[0]
+    pieces = [text.split("\n")[0] for text in texts(page, "button.token")]
+    assert "".join(pieces[:-1]).replace("\u2423", " ").strip() == best
+    all_of(page, "button.token")[0].click()
+    assert len(all_of(page, ".candidates tbody tr")) == 5
+    until(page, lambda: len(all_of(page, ".words line")) == len(pieces) - 1)
+    assert len(all_of(page, ".heat tbody tr")) == len(pieces)
+    assert {*texts(page, ".experts tbody th")} == {"encoder 1", "decoder 1"}
+    picture(page, "light", 1200)
+
+    light = colors(page)
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+    assert colors(page) != light
+    picture(page, "dark", 1200)
+    picture(page, "phone", 320)
+    boxes = [box.rect for box in all_of(page, ".answers")]
+    assert boxes[0]["x"] == boxes[1]["x"] and boxes[0]["y"] < boxes[1]["y"]
+
+    all_of(page, ".answers:last-child .hypothesis")[0].click()
+    until(page, lambda: "dense" in "".join(texts(page, "#look h2")) and all_of(page, ".heat"))
+    assert not all_of(page, "table.experts"), "a dense model has no experts"
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    active = page.switch_to.active_element
+    assert active.get_attribute("id") == "text", "typing can begin at once"
+    active.send_keys(LINES[0], Keys.CONTROL, Keys.ENTER)
+    until(page, lambda: len(all_of(page, ".hypothesis")) == 3)
+    reached = []
+    for _ in range(12):
+        page.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(page.switch_to.active_element.get_attribute("class"))
+        if reached[-1] == "hypothesis":
+            break
+    assert reached[-1] == "hypothesis"
+    page.switch_to.active_element.send_keys(Keys.ENTER)
+    until(page, lambda: all_of(page, ".heat"))
+    cell = all_of(page, ".heat td[tabindex='0']")[0]
+    cell.send_keys(Keys.ARROW_RIGHT)
+    page.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    now = page.switch_to.active_element
+    row = now.find_element(By.XPATH, "..").find_element(By.TAG_NAME, "th").text
+    assert now.get_attribute("aria-label").startswith(f"{row} to ")
+    assert now.get_attribute("aria-label") in texts(page, ".readout")
+    assert len(all_of(page, ".heat td[tabindex='0']")) == 1
+    head = page.find_element(By.CSS_SELECTOR, "[data-choice=head]")
+    before = [cell.get_attribute("aria-label") for cell in all_of(page, ".heat tbody tr td")]
+    head.send_keys(Keys.ARROW_DOWN)
+    after = [cell.get_attribute("aria-label") for cell in all_of(page, ".heat tbody tr td")]
+    assert before != after, "a head is not the mean of all"
+
+
+def test_restrictions_mistakes_and_text_that_looks_like_markup(page: Page) -> None:
+    page.find_element(By.CSS_SELECTOR, "details summary").click()
+    page.find_element(By.ID, "prefix").send_keys("hier")
+    translate(page, LINES[1], 3)
+    assert all(text.startswith("hier") for text in texts(page, ".hypothesis .text"))
+    page.find_element(By.ID, "prefix").clear()
+    page.find_element(By.ID, "beam").send_keys("2")
+    translate(page, LINES[1], 0)
+    problem = page.find_element(By.ID, "error")
+    assert "n_best 3: the search keeps 2 hypotheses" in problem.text
+    page.find_element(By.ID, "beam").clear()
+    markup = "<img src=x onerror=document.title='taken'>"
+    translate(page, markup, 3)
+    assert not problem.is_displayed() and page.title != "taken"
+    assert texts(page, ".sentence > p")[0] == markup
+    page.get_log("browser")  # the status 400 of the mistake is there
