@@ -52,7 +52,8 @@ class FairseqConfig(Config):
     )
     languages: tuple[str, str] | None = Field(
         default=None,
-        description="Source and target language in the names of its files; null: those of `data`.",
+        description="Source and target language in the names of its files; null: those of `data`, "
+        "or none for text of one side.",
     )
 
 
@@ -140,10 +141,12 @@ class DataConfig(Config):
         return 2 if self.language is None else 1
 
     @property
-    def fairseq_languages(self) -> tuple[str, str]:
-        """Languages in the names of the files of a source `fairseq`."""
+    def fairseq_languages(self) -> tuple[str, ...]:
+        """Languages in the names of the files of a source `fairseq`; none in text of one side."""
         own = self.source
         assert isinstance(own, FairseqConfig)
+        if self.language is not None:
+            return ()
         return own.languages or (self.source_lang, self.target_lang)
 
     @property
@@ -181,6 +184,9 @@ class DataConfig(Config):
                     errors.append((key, f"{message}target_lang, or name both sides"))
         if self.language is not None:
             errors += self._errors_of_text()
+            if isinstance(self.source, FairseqConfig) and self.source.languages is not None:
+                message = "text of one side has none in the names of its files; use null"
+                errors.append(("source.languages", message))
         if errors:
             raise FieldErrors(list(dict.fromkeys(errors)))
         return self

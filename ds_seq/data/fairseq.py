@@ -1,11 +1,12 @@
 """The output of fairseq-preprocess as a source of examples, read where it is.
 
 A folder holds `dict.LANG.txt` and `train.SRC-TGT.LANG.idx` and `.bin` of both languages, or of the
-opposite direction. As in fairseq, `train1`, `train2`, ... continue `train`, and several folders may
-be named, the first of which has the other splits and the dictionaries. Unlike in fairseq, which
-reads one folder in each epoch, all folders together are one epoch.
+opposite direction; text of one side (`--only-source`) is `dict.txt`, `train.idx` and `train.bin`.
+As in fairseq, `train1`, `train2`, ... continue `train`, and several folders may be named, the first
+of which has the other splits and the dictionaries. Unlike in fairseq, which reads one folder in
+each epoch, all folders together are one epoch.
 
-Shapes: N sentence pairs.
+Shapes: N sentence pairs, or lines of text of one side; S sides.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from ds_seq.text.vocab_file import read_vocab_file
 
 TRAIN = "train"
 
+Languages = tuple[str, ...]
+"""Language codes of source and target in the names of the files; empty for text of one side."""
+
 
 def open_fairseq(
     folder: str | Path,
@@ -34,7 +38,7 @@ def open_fairseq(
     vocab_hash: str,
     *,
     folders: Sequence[str],
-    languages: tuple[str, str],
+    languages: Languages,
     tokenizers: Tokenizers,
 ) -> FairseqSource:
     """Open a split; see `ds_seq.data.open`.
@@ -44,7 +48,7 @@ def open_fairseq(
         split: name of the split.
         vocab_hash: fingerprint of the tokenizers.
         folders: folders that fairseq-preprocess wrote.
-        languages: language codes of source and target in the names of the files.
+        languages: see `Languages`.
         tokenizers: tokenizers of the run.
 
     Raises:
@@ -60,16 +64,16 @@ def open_fairseq(
 
 
 class FairseqSource:
-    """A `Source` of the sentence pairs of a split in the format of fairseq.
+    """A `Source` of the sentence pairs, or lines, of a split in the format of fairseq.
 
     Args:
         folders: the folders.
         split: name of the split.
-        languages: language codes of source and target.
+        languages: see `Languages`.
         tokenizers: tokenizers of the run, to whose ids those of fairseq's dictionaries are mapped.
 
     Attributes:
-        lengths: (N, 2) lengths of the source and target sentences, end symbol included.
+        lengths: (N, S) lengths of the sentences of each side, end symbol included.
         vocab_hash: fingerprint of the tokenizers.
         vocab_size: number of ids of the larger of the two.
 
@@ -81,18 +85,19 @@ class FairseqSource:
         self,
         folders: Sequence[Path],
         split: str,
-        languages: tuple[str, str],
+        languages: Languages,
         tokenizers: Tokenizers,
     ) -> None:
         self.vocab_hash, self.vocab_size = tokenizers.fingerprint, tokenizers.size
         prefixes = find_parts(folders, split, languages)
         self._sides = [
-            _Side([f"{prefix}.{language}" for prefix in prefixes], dictionary, tokenizer)
-            for language, dictionary, tokenizer in zip(
-                languages, read_dictionaries(folders, languages), tokenizers, strict=True
+            _Side([f"{prefix}{end}" for prefix in prefixes], dictionary, tokenizer)
+            for end, dictionary, tokenizer in zip(
+                _ends(languages), read_dictionaries(folders, languages), tokenizers, strict=False
             )
         ]
-        for source, target in zip(*(side.files for side in self._sides), strict=True):
+        first, last = self._sides[0], self._sides[-1]
+        for source, target in zip(first.files, last.files, strict=True):
             if len(source) != len(target):
                 raise UserError(
                     f"{source.path}: has {len(source):,} sentences, but {target.path} has "
@@ -109,13 +114,12 @@ class FairseqSource:
         parts = [side.fingerprint() for side in self._sides]
         return hashlib.sha256("\n".join([self.vocab_hash, *parts]).encode()).hexdigest()
 
-    def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, TokenBlock]:
-        """Copy the pairs with the given numbers (N,), N >= 1."""
-        source, target = (side.gather(np.asarray(indices)) for side in self._sides)
-        return source, target
+    def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, ...]:
+        """Copy the pairs or lines with the given numbers (N,), N >= 1."""
+        return tuple(side.gather(np.asarray(indices)) for side in self._sides)
 
 
-def find_parts(folders: Sequence[Path], split: str, languages: tuple[str, str]) -> list[Path]:
+def find_parts(folders: Sequence[Path], split: str, languages: Languages) -> list[Path]:
     """Return the paths of all parts of a split, without the language and the suffix.
 
     Raises:
@@ -134,15 +138,38 @@ def find_parts(folders: Sequence[Path], split: str, languages: tuple[str, str]) 
             if split != TRAIN:  # `valid1` is another split, not a part of `valid`
                 break
         if not parts or parts[-1].parent != folder:
-            pair = "-".join(languages)
-            raise UserError(
-                f"{folder}: has no {split}.{pair}.{languages[0]}.idx, nor one of the opposite "
-                "direction; check the folder and the languages (data.source)"
-            )
+            raise UserError(f"{folder}: has no {_missing(folder, split, languages)}")
     return parts
 
 
-def _find(folder: Path, name: str, languages: tuple[str, str]) -> Path | None:
+def has_split(folder: Path, split: str, languages: Languages) -> bool:
+    """Return whether a folder has a split."""
+    return _find(folder, split, languages) is not None
+
+
+def _ends(languages: Languages) -> list[str]:
+    """Return what the names of the files of each side end with, without the suffix."""
+    return [f".{language}" for language in languages] or [""]
+
+
+def _missing(folder: Path, split: str, languages: Languages) -> str:
+    """Return what is missing and what to do."""
+    if not languages:
+        more = ""
+        if any(folder.glob(f"{split}.*-*.*.idx")):
+            more = "; it has pairs: give source_lang and target_lang instead of language"
+        return f"{split}.idx, text of one side that fairseq-preprocess --only-source writes{more}"
+    pair = "-".join(languages)
+    return (
+        f"{split}.{pair}.{languages[0]}.idx, nor one of the opposite direction; check the folder "
+        "and the languages (data.source)"
+    )
+
+
+def _find(folder: Path, name: str, languages: Languages) -> Path | None:
+    if not languages:
+        path = folder / name
+        return path if (folder / f"{name}.idx").is_file() else None
     source, target = languages
     for pair in (f"{source}-{target}", f"{target}-{source}"):
         path = folder / f"{name}.{pair}"
@@ -151,17 +178,15 @@ def _find(folder: Path, name: str, languages: tuple[str, str]) -> Path | None:
     return None
 
 
-def read_dictionaries(
-    folders: Sequence[Path], languages: tuple[str, str]
-) -> tuple[tuple[Path, bytes], tuple[Path, bytes]]:
-    """Return path and content of the dictionaries of source and target, those of the first folder.
+def read_dictionaries(folders: Sequence[Path], languages: Languages) -> list[tuple[Path, bytes]]:
+    """Return path and content of the dictionary of each side, those of the first folder.
 
     Raises:
         UserError: there are none, or another folder has different ones.
     """
     found = []
-    for language in languages:
-        path = folders[0] / f"dict.{language}.txt"
+    for end in _ends(languages):
+        path = folders[0] / f"dict{end}.txt"
         if not path.is_file():
             raise UserError(f"{path}: no such file; fairseq-preprocess writes it next to its data")
         content = read_vocab_file(path)
@@ -173,8 +198,7 @@ def read_dictionaries(
                     "fairseq-preprocess with --srcdict and --tgtdict of the first folder"
                 )
         found.append((path, content))
-    source, target = found
-    return source, target
+    return found
 
 
 class _Side:

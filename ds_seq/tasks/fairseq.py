@@ -18,7 +18,14 @@ from ds_seq.data.alignments import (
     remove_alignments,
     writing_alignments,
 )
-from ds_seq.data.fairseq import TRAIN, FairseqSource, find_parts, read_dictionaries
+from ds_seq.data.fairseq import (
+    TRAIN,
+    FairseqSource,
+    Languages,
+    find_parts,
+    has_split,
+    read_dictionaries,
+)
 from ds_seq.data.fairseq_files import IndexedFile
 from ds_seq.data.fairseq_write import indexed_writer
 from ds_seq.data.manifest import Manifest
@@ -75,6 +82,11 @@ def from_fairseq(data: DataConfig, folders: Sequence[Path], languages: tuple[str
         UserError: files are missing or damaged, or do not match the vocabulary.
     """
     out = Path(data.dir)
+    if data.num_sides == 1:
+        raise UserError(
+            "data.language: text of one side is read where it is; set data.source: {name: fairseq, "
+            "folders: [...]}"
+        )
     with _locked(out):
         tokenizers, options = _vocab(data, force=False)
         splits = _splits(folders, languages)
@@ -248,17 +260,11 @@ def _locked(folder: Path) -> files.Lock:
     return files.Lock(folder / files.LOCK_FILE, folder, "wait for it, or give another folder")
 
 
-def _splits(folders: Sequence[Path], languages: tuple[str, str]) -> list[str]:
+def _splits(folders: Sequence[Path], languages: Languages) -> list[str]:
     """Return the splits of a folder, of which `train` must be there."""
     find_parts(folders, TRAIN, languages)
     read_dictionaries(folders, languages)
-    source, target = languages
-    pairs = (f"{source}-{target}", f"{target}-{source}")
-    return [
-        split
-        for split in SPLITS
-        if any((folders[0] / f"{split}.{pair}.{source}.idx").is_file() for pair in pairs)
-    ]
+    return [split for split in SPLITS if has_split(folders[0], split, languages)]
 
 
 def _blocks(
@@ -275,6 +281,8 @@ def _rows(size: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _counts(lengths: NDArray[np.int32], data: DataConfig) -> str:
+    if data.num_sides == 1:
+        return f"{len(lengths):,} lines, {lengths.sum(dtype=np.int64):,} tokens"
     source, target = lengths.sum(axis=0, dtype=np.int64)
     return (
         f"{len(lengths):,} pairs, {source:,} {data.source_lang} and {target:,} "

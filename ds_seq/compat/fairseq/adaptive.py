@@ -11,9 +11,8 @@ from ds_seq.compat.fairseq.refusals import Refusals
 ADAPTIVE_LOSS = "adaptive_loss"
 """The criterion without which some models of fairseq have an ordinary softmax."""
 ADAPTIVE = (
-    *("adaptive_input", "adaptive_softmax_cutoff", "tie_adaptive_weights", "tie_adaptive_proj"),
-    *("adaptive_softmax_factor", "adaptive_softmax_dropout"),
-)
+    "adaptive_input", "adaptive_softmax_cutoff", "tie_adaptive_weights", "tie_adaptive_proj",
+)  # fmt: skip
 """Arguments of language models, which a translation model refuses."""
 _FACTOR = 4
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from ds_seq.compat.fairseq.architectures import ARCHITECTURES
+from ds_seq.compat.fairseq.architectures import ARCHITECTURES, LAYERS
 from ds_seq.compat.fairseq.flag import Flag, read_value
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
 from ds_seq.compat.fairseq.task_flags import CRITERION_FLAGS, DATA_FLAGS, OPTIMIZER_FLAGS
+from ds_seq.compat.fairseq.text_flags import TEXT_FLAGS
 from ds_seq.compat.fairseq.training_flags import TRAINING_FLAGS
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
 
 FLAGS: tuple[Flag, ...] = (
-    *MODEL_FLAGS, *DATA_FLAGS, *CRITERION_FLAGS, *OPTIMIZER_FLAGS, *TRAINING_FLAGS
+    *MODEL_FLAGS, *TEXT_FLAGS, *DATA_FLAGS, *CRITERION_FLAGS, *OPTIMIZER_FLAGS, *TRAINING_FLAGS
 )  # fmt: skip
 """All flags, one row each."""
 
@@ -60,6 +61,11 @@ class Given:
         default = BY_DEST[dest].default
         return self._architecture.get(dest, default)
 
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What was given and what the architecture implies, without defaults."""
+        return {**self._architecture, **self.values}
+
     def typed(self, dest: str) -> bool:
         """Return whether the flag was given."""
         return dest in self.values
@@ -89,9 +95,7 @@ def read_command(words: Sequence[str]) -> Given:
             continue
         flag, name, text = item
         try:
-            values[flag.dest] = (
-                (flag.kind != "off") if text is None else read_value(flag, name, text)
-            )
+            values[flag.dest] = (flag.kind != "off") if text is None else _value(flag, name, text)
         except UserError as error:
             mistakes.append(str(error))
     if len(rest) > 1:
@@ -100,6 +104,13 @@ def read_command(words: Sequence[str]) -> Given:
         raise UserError("\n".join(f"from-fairseq: {mistake}" for mistake in mistakes))
     count = None if devices is None else len([d for d in devices.split(",") if d])
     return Given.of(values, rest[0] if rest else "", count)
+
+
+def _value(flag: Flag, name: str, text: str) -> Any:
+    """Return the value of a flag; the layers of some architectures are a list, kept as a text."""
+    if flag.dest in LAYERS and text.lstrip().startswith("["):
+        return text
+    return read_value(flag, name, text)
 
 
 def _arguments(words: Sequence[str]) -> list[str]:

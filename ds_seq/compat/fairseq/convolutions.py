@@ -35,6 +35,11 @@ def is_lightconv(given: Given) -> bool:
     return str(given["arch"] or "").startswith(LIGHTCONV)
 
 
+def is_gated(given: Given) -> bool:
+    """Return whether the model has gated convolutions."""
+    return str(given["arch"] or "").startswith(FCONV)
+
+
 def mixers_section(given: Given, refusals: Refusals) -> dict[str, Any]:
     """Return the mixers of both stacks; empty for a model without convolutions."""
     if not is_lightconv(given):

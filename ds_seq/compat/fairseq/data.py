@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.convolutions import FIRST_ROW, is_gated
+from ds_seq.compat.fairseq.language_models import LM_TASK
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.data.fairseq import find_parts
 from ds_seq.data.fairseq_files import IndexedFile
@@ -17,6 +19,8 @@ from ds_seq.errors import UserError
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.vocab_file import read_vocab_file
 
+UNKNOWN_LANGUAGE = "und"
+"""Code of ISO 639 for text whose language nobody has named: fairseq does not."""
 _SOURCE_TAG = "__src__"
 _SPLITS_WITH_CODES = ("subword_nmt", "fastbpe")
 _PIECES = "sentencepiece"
@@ -29,15 +33,19 @@ class Sides(NamedTuple):
         folders: the folders with the data.
         languages: language codes of source and target.
         dictionaries: the dictionaries of both, if the folder is here.
+        is_text: whether there is text of one side, which has one dictionary.
     """
 
     folders: list[str]
     languages: tuple[str, str]
     dictionaries: tuple[Dictionary, Dictionary] | None
+    is_text: bool = False
 
     @property
     def paths(self) -> tuple[str, str]:
         """Paths of the dictionaries."""
+        if self.is_text:
+            return (f"{self.folders[0]}/dict.txt",) * 2
         first, second = (f"{self.folders[0]}/dict.{code}.txt" for code in self.languages)
         return first, second
 
@@ -55,9 +63,12 @@ def find_sides(given: Given) -> Sides:
             "fairseq-train data-bin/x --arch transformer ..."
         )
     languages = (given["source_lang"], given["target_lang"])
-    if None in languages:
+    is_text = given["task"] == LM_TASK
+    if is_text:
+        languages = (UNKNOWN_LANGUAGE,) * 2
+    elif None in languages:
         languages = _languages(Path(folders[0]))
-    sides = Sides(folders, languages, None)
+    sides = Sides(folders, languages, None, is_text)
     if not all(Path(path).is_file() for path in sides.paths):
         return sides
     first, second = (Dictionary.parse(read_vocab_file(path), path) for path in sides.paths)
@@ -95,8 +106,17 @@ def data_section(
             "--train-subset, --valid-subset: splits have the names train and valid; rename the "
             "files"
         )
+    if sides.is_text:
+        notes.append("data.language: fairseq does not name it; set it")
+        return {
+            "language": UNKNOWN_LANGUAGE,
+            "dir": f"data/{name}",
+            "source": {"name": "fairseq", "folders": sides.folders},
+            "vocab": _vocab(given, sides, refusals, notes),
+        }
     most = given["max_tokens"]
-    limits = [given["max_source_positions"], given["max_target_positions"]]
+    unused = FIRST_ROW if is_gated(given) else 0
+    limits = [given[f"max_{side}_positions"] - unused for side in ("source", "target")]
     source, target = (limit if most is None else min(limit, most) for limit in limits)
     if [source, target] != limits:
         notes.append(
@@ -134,7 +154,7 @@ def _vocab(given: Given, sides: Sides, refusals: Refusals, notes: list[str]) -> 
         notes.append(
             f"{sides.paths[0]} is not here: set data.vocab.size to its number of lines + 4"
         )
-        joint = given["share_all_embeddings"]
+        joint = sides.is_text or given["share_all_embeddings"]
         sizes: list[dict[str, int]] = [{}, {}]
     else:
         first, second = sides.dictionaries

@@ -13,8 +13,10 @@ from typing import Any
 from ds_seq.compat.fairseq.adaptive import adaptive_section
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.convolutions import is_lightconv
+from ds_seq.compat.fairseq.flag import changes
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.refusals import Refusals
+from ds_seq.compat.fairseq.text_flags import TEXT_FLAGS
 
 TRANSFORMER_LM, LIGHTCONV_LM = "transformer_lm", "lightconv_lm"
 """How the names of the architectures begin."""
@@ -27,15 +29,6 @@ _ALIKE = (
 _ALIKE_CONVOLUTIONS = ("conv_type", "conv_dim", "kernel_size_list", "glu")
 """Arguments of either stack that a language model has."""
 _OF_ENCODER = ("encoder_layers", "encoder_repeats", "encoder_mixer")
-# besides those that a translation model may have, which are refused there
-_REFUSED: Mapping[str, str] = {
-    "character_embeddings": "embeddings are those of tokens",
-    "scale_fc": "there is no norm within a feed-forward",
-    "scale_attn": "there is no norm behind attention",
-    "scale_heads": "there are no factors of heads",
-    "scale_resids": "there are no factors of residual connections",
-    "add_bos_token": "texts begin with the end symbol here",
-}
 
 
 def language_model_section(
@@ -49,13 +42,14 @@ def language_model_section(
         refusals: gets what no model of ds_seq has.
     """
     width = given["decoder_embed_dim"]
-    for dest, why in _REFUSED.items():
-        if arguments.get(dest):
-            refusals.add(f"--{dest.replace('_', '-')} {arguments[dest]}: {why}")
+    for flag in TEXT_FLAGS:
+        value = arguments.get(flag.dest)
+        if flag.fate == "refused" and changes(flag, value):
+            refusals.add(f"{flag.names[0]} {value}: {flag.note}")
     for dest in ("decoder_input_dim", "decoder_output_dim"):
         if arguments.get(dest) not in (None, width):
-            flag = f"--{dest.replace('_', '-')} {arguments[dest]}"
-            refusals.add(f"{flag}: must be --decoder-embed-dim {width}; there is no map between")
+            name = f"--{dest.replace('_', '-')} {arguments[dest]}"
+            refusals.add(f"{name}: must be --decoder-embed-dim {width}; there is no map between")
     section = model_section(_with_encoder(given, arguments), refusals)
     tied = bool(given["share_decoder_input_output_embed"])
     section |= {"name": "decoder_only", "share_embeddings": "all" if tied else "none"}
@@ -76,7 +70,7 @@ def _has_no_final_norm(given: Given, arguments: Mapping[str, Any]) -> bool:
 
 def _with_encoder(given: Given, arguments: Mapping[str, Any]) -> Given:
     """Return arguments in which the encoder is like the decoder, and as long as the text."""
-    values = {key: value for key, value in given.values.items() if key != "no_decoder_final_norm"}
+    values = {**given.values, "no_decoder_final_norm": False}  # a field of its own
     if is_lightconv(given):
         values |= {f"encoder_{name}": given[f"decoder_{name}"] for name in _ALIKE_CONVOLUTIONS}
     for name in _ALIKE:

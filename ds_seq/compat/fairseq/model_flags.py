@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ds_seq.compat.fairseq.flag import Flag, becomes, copied, idle, refused
 
-_ADAPTIVE = "adaptive input and softmax belong to language models (model.adaptive); leave it out"
+_ADAPTIVE = "of language models; refused for others"
 _FROZEN = "embeddings that are not trained are not supported; leave it out"
 _QUANT = "quantization noise is not supported; leave it out"
 _TWO_WIDTHS = "the stacks have one width, and the output is as wide"
@@ -156,12 +156,15 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     refused("--alternate-ffn-embed-dim", "int", 0, "there are no dense layers of another width"),
     refused("--alternate-decoder-ffn-embed-dim", "int", 0, "as --alternate-ffn-embed-dim"),
     # what has no counterpart
-    refused("--adaptive-input", "switch", False, _ADAPTIVE),
-    refused("--adaptive-softmax-cutoff", "text", None, _ADAPTIVE),
-    idle("--adaptive-softmax-dropout", "float", 0.0, _ADAPTIVE),
-    idle("--adaptive-softmax-factor", "float", 4.0, _ADAPTIVE),
-    refused("--tie-adaptive-weights", "switch", False, _ADAPTIVE),
-    refused("--tie-adaptive-proj", "switch", False, _ADAPTIVE),
+    becomes("--adaptive-input", "switch", False, "model.adaptive.input", _ADAPTIVE),
+    becomes("--adaptive-input-cutoff", "text", None, "model.adaptive.cutoffs", _ADAPTIVE),
+    becomes("--adaptive-input-factor", "float", 4.0, "model.adaptive.factor", _ADAPTIVE),
+    becomes("--adaptive-softmax-cutoff", "text", None, "model.adaptive.cutoffs", _ADAPTIVE),
+    becomes("--adaptive-softmax-dropout", "float", 0.0, "model.adaptive.softmax_dropout",
+            _ADAPTIVE),
+    becomes("--adaptive-softmax-factor", "float", 4.0, "model.adaptive.factor", _ADAPTIVE),
+    becomes("--tie-adaptive-weights", "switch", False, "model.share_embeddings", _ADAPTIVE),
+    becomes("--tie-adaptive-proj", "switch", False, "model.adaptive.tie_projections", _ADAPTIVE),
     refused("--encoder-embed-path", "text", None, _PRETRAINED),
     refused("--decoder-embed-path", "text", None, _PRETRAINED),
     refused("--encoder-layers-to-keep", "text", None, _KEPT),

@@ -9,6 +9,7 @@ from ds_seq.compat.fairseq.architectures import ARCHITECTURES
 from ds_seq.compat.fairseq.flag import Flag
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
 from ds_seq.compat.fairseq.task_flags import CRITERION_FLAGS, DATA_FLAGS, OPTIMIZER_FLAGS
+from ds_seq.compat.fairseq.text_flags import TEXT_FLAGS
 from ds_seq.compat.fairseq.training_flags import TRAINING_FLAGS
 
 _INTRODUCTION = """\
@@ -46,6 +47,11 @@ What always differs:
 `--eval-bleu` compares with the raw validation text. `--valid SOURCE TARGET` names its files;
 with `--out` alone it is read from the data of fairseq, and pieces are joined if `--bpe-codes`
 or `--sentencepiece-model` is given.
+
+`--task language_modeling` reads text of one side (`fairseq-preprocess --only-source`), for
+`transformer_lm`, `lightconv_lm`, `fconv_lm`, `lstm_lm` and their named architectures; its language
+is `und` until `data.language` names it. Blocks begin at the same tokens in each epoch, as there
+(`task.random_start: false`).
 
 ## A checkpoint
 
@@ -106,6 +112,7 @@ def flags_page() -> str:
     parts = [_INTRODUCTION, f"Architectures: {names}.\n"]
     for title, flags in (
         ("Model", MODEL_FLAGS),
+        ("Language models", TEXT_FLAGS),
         ("Data and validation", DATA_FLAGS),
         ("Criterion", CRITERION_FLAGS),
         ("Optimizer and schedule", OPTIMIZER_FLAGS),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ds_seq.compat.fairseq.adaptive import adaptive_softmax
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.names import STACKS
@@ -26,6 +28,9 @@ NUMBERS = {
     "decoder_dropout_out": "decoder_dropout_out",
 }
 """Arguments of fairseq and fields of the section."""
+
+LM_NUMBERS = {theirs: ours for theirs, ours in NUMBERS.items() if not theirs.startswith("encoder_")}
+"""Those of a language model."""
 
 FLAGS = (
     *("encoder_bidirectional", "decoder_out_embed_dim", "decoder_attention"),
@@ -73,4 +78,27 @@ def lstm_section(given: Given, refusals: Refusals) -> dict[str, Any]:
         "share_embeddings": sharing,
         "output_bias": sharing == "none",
         "max_positions": max(given["max_source_positions"], given["max_target_positions"]),
+    }
+
+
+def lstm_lm_section(
+    arguments: Mapping[str, Any], numbers: Mapping[str, Any], max_positions: int
+) -> dict[str, Any]:
+    """Return the section `model` of an LSTM language model.
+
+    Args:
+        arguments: the arguments, by their names with underscores.
+        numbers: fields of the section that are numbers.
+        max_positions: longest text, in tokens.
+    """
+    tied = bool(arguments.get("share_decoder_input_output_embed"))
+    dropout = numbers.get("decoder_dropout_out", numbers.get("dropout"))
+    adaptive = adaptive_softmax(arguments, dropout)
+    return {
+        "name": "recurrent_lm",
+        **numbers,
+        "share_embeddings": "all" if tied and adaptive is None else "none",
+        "output_bias": not tied and adaptive is None,
+        "max_positions": max_positions,
+        **({} if adaptive is None else {"adaptive": adaptive}),
     }

@@ -8,20 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_seq.compat.fairseq.adaptive import ADAPTIVE
+from ds_seq.compat.fairseq.architectures import LAYERS
 from ds_seq.compat.fairseq.command import BY_DEST, Given
+from ds_seq.compat.fairseq.convolutions import gated_section, is_gated
 from ds_seq.compat.fairseq.criterion import CriterionReader
 from ds_seq.compat.fairseq.data import Sides, data_section, find_sides
 from ds_seq.compat.fairseq.flag import changes
+from ds_seq.compat.fairseq.language_models import LM_TASK
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.recurrent import is_lstm, lstm_section, refuse_lstm_flags
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.compat.fairseq.schedule import optimizer_section, scheduler_section
+from ds_seq.compat.fairseq.text_flags import TEXT_FLAGS
+from ds_seq.compat.fairseq.text_model import (
+    LANGUAGE_MODELS,
+    is_text,
+    task_section,
+    text_criterion,
+    text_model,
+)
 from ds_seq.compat.fairseq.training import TrainReader
 from ds_seq.config.load import read_experiment
 
 COMMAND = "from-fairseq"
 
 _TASKS = (
+    LM_TASK,
     "translation",
     "translation_with_kd",
     "seq2seq_lm_distillation",
@@ -31,6 +44,9 @@ _ELSEWHERE = {
     "translation_multi_simple_epoch": "several languages are data.corpora and data.mixing here",
     "multilingual_translation": "several languages are data.corpora and data.mixing here",
     "translation_from_pretrained_bart": "its language tokens are not supported",
+    "denoising": "write an experiment with task: denoising (docs/PRETRAINING.md)",
+    "multilingual_denoising": "write an experiment with task: denoising (docs/PRETRAINING.md)",
+    "masked_lm": "write an experiment with task: masked_language_modeling (docs/PRETRAINING.md)",
 }
 _DEFAULT_SAVE_DIR = "checkpoints"
 
@@ -74,8 +90,11 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
     _check_task(given, refusals)
     for dest, value in given.values.items():
         flag = BY_DEST[dest]
-        if flag.fate == "refused" and changes(flag, value):
-            refusals.add(f"{flag.names[0]}: {flag.note}")
+        is_misplaced = not is_text(given) and (dest in ADAPTIVE or flag in TEXT_FLAGS)
+        if (flag.fate == "refused" or is_misplaced) and changes(flag, value):
+            refusals.add(f"{flag.names[0]}: {flag.note or 'belongs to language models'}")
+        if dest in LAYERS and isinstance(value, str) and not is_gated(given):
+            refusals.add(f"{flag.names[0]}: a list belongs to --arch fconv; give a number")
     refusals.raise_any(COMMAND)
     if given["arch"] is None:
         refusals.add("--arch is missing; give one, such as --arch transformer")
@@ -88,14 +107,18 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
         "name": name,
         **_run_dir(given),
         "data": data_section(given, name, sides, refusals, notes),
+        **({"task": task_section(given, refusals, notes)} if is_text(given) else {}),
         "model": _model(given, refusals),
-        "criterion": criterion.section(),
+        "criterion": text_criterion(given) or criterion.section(),
         "optimizer": optimizer_section(given, refusals, notes),
         "scheduler": scheduler_section(given, refusals, notes),
         "train": train.train_section(),
         "validation": train.validation_section(valid is not None),
         "generation": train.generation_section(),
     }
+    bands = experiment["model"].get("adaptive")
+    if bands and sides.dictionaries is None:  # a note says that the size is to be set
+        experiment["data"]["vocab"]["size"] = max(bands["cutoffs"], default=0) + 1
     deepspeed = train.deepspeed()
     refusals.raise_any(COMMAND)
     if valid is not None and given["eval_bleu"]:
@@ -115,6 +138,13 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
 
 
 def _model(given: Given, refusals: Refusals) -> dict[str, Any]:
+    if is_text(given):
+        return text_model(given, refusals)
+    if str(given["arch"]).startswith(LANGUAGE_MODELS):
+        refusals.add(f"--arch {given['arch']}: belongs to --task {LM_TASK}")
+        return {}
+    if is_gated(given):
+        return gated_section(given.arguments, refusals)
     if is_lstm(given):
         return lstm_section(given, refusals)
     refuse_lstm_flags(given, refusals)
@@ -133,7 +163,7 @@ def _name(given: Given, sides: Sides) -> str:
     folder = given["save_dir"].rstrip("/")
     name = Path(folder).name if folder != _DEFAULT_SAVE_DIR else ""
     name = re.sub(r"[^\w.+-]", "-", name).strip(".-")
-    return name or "-".join(sides.languages)
+    return name or ("lm" if sides.is_text else "-".join(sides.languages))
 
 
 def _run_dir(given: Given) -> dict[str, str]:

@@ -13,9 +13,11 @@ from ds_seq import cli
 from ds_seq.compat.fairseq.architectures import ARCHITECTURES
 from ds_seq.compat.fairseq.command import BY_DEST, BY_NAME, FLAGS, Given, read_command
 from ds_seq.compat.fairseq.page import flags_page
+from ds_seq.compat.fairseq.text_model import LANGUAGE_MODELS
 from ds_seq.compat.fairseq.translate import Translation, translate
 from ds_seq.config.load import load_experiment, read_experiment
 from ds_seq.config.model import RecurrentConfig, TransformerConfig
+from ds_seq.config.model.convolutional import CONVOLUTIONAL_PRESETS
 from ds_seq.config.model.recurrent import RECURRENT_PRESETS
 from ds_seq.config.schema import sections
 from ds_seq.errors import UserError
@@ -171,7 +173,11 @@ def test_adapters_and_averages(data: Path) -> None:
 
 
 REFUSED = [
-    (["--adaptive-input"], "--adaptive-input: adaptive input"),
+    (["--adaptive-input"], "--adaptive-input: of language models; refused for others"),
+    (["--sample-break-mode", "eos"], "--sample-break-mode: `none`, `eos`"),
+    (["--encoder-layers", "[(8, 3)]"], "--encoder-layers: a list belongs to --arch fconv"),
+    (["--arch", "lstm_lm"], "--arch lstm_lm: belongs to --task language_modeling"),
+    (["--task", "masked_lm"], "--task masked_lm: not supported; write an experiment with task"),
     (["--encoder-layers", "4", "--dropuot", "0.1"], "no flag --dropuot .*did you mean '--dropout'"),
     (["--optimizer", "lamb"], "--optimizer lamb: not supported; there are adam"),
     (["--lr-scheduler", "tri_stage"], "--lr-scheduler tri_stage: not supported"),
@@ -233,7 +239,8 @@ def test_files_are_written_and_accepted(
 
 
 def test_all_architectures_are_valid_models(data: Path) -> None:
-    for arch in (name for name in ARCHITECTURES if name not in RECURRENT_PRESETS):
+    others = (*RECURRENT_PRESETS, *CONVOLUTIONAL_PRESETS)
+    for arch in (n for n in ARCHITECTURES if n not in others and not n.startswith(LANGUAGE_MODELS)):
         more = ["--deepspeed_moe", "enc,dec", "--num-experts", "2"] * ("moe" in arch)
         assert model_of(*more, data=data, arch=arch)["d_model"] in (64, 512, 1024, 1536)
 

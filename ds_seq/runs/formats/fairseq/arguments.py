@@ -11,17 +11,14 @@ from typing import Any
 
 from ds_seq.compat.fairseq.adaptive import ADAPTIVE
 from ds_seq.compat.fairseq.command import BY_DEST, Given
-from ds_seq.compat.fairseq.convolutions import FCONV, FCONV_LM, LIGHTCONV
+from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV
 from ds_seq.compat.fairseq.flag import changes, numbers
-from ds_seq.compat.fairseq.language_models import (
-    LIGHTCONV_LM,
-    TRANSFORMER_LM,
-    language_model_section,
-)
+from ds_seq.compat.fairseq.language_models import language_model_section
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
 from ds_seq.compat.fairseq.recurrent import LSTM_LM
 from ds_seq.compat.fairseq.refusals import Refusals
+from ds_seq.compat.fairseq.text_model import LANGUAGE_MODELS
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.plain import Inert
 from ds_seq.runs.formats.fairseq.recurrent import RECURRENT
@@ -38,7 +35,6 @@ _OF_TRAINING = frozenset(
 )
 
 
-_LANGUAGE_MODELS = (TRANSFORMER_LM, LIGHTCONV_LM, FCONV_LM, LSTM_LM)
 _MERGED = "lora_args"  # low-rank changes are added to the weights before they are stored
 
 
@@ -152,7 +148,7 @@ def _check_number(name: str, value: Any) -> None:
 
 def is_language_model(given: Given) -> bool:
     """Return whether the arguments are those of a language model."""
-    return str(given["arch"] or "").startswith(_LANGUAGE_MODELS)
+    return str(given["arch"] or "").startswith(LANGUAGE_MODELS)
 
 
 def described_model(given: Given, arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -168,9 +164,9 @@ def described_model(given: Given, arguments: Mapping[str, Any], path: Path) -> d
     """
     refusals = Refusals()
     for dest, value in given.values.items():
-        if dest in ADAPTIVE and is_language_model(given):
-            continue
         flag = BY_DEST[dest]
+        if dest in ADAPTIVE and not is_language_model(given) and changes(flag, value):
+            refusals.add(f"{flag.names[0]} {value}: {flag.note}")
         is_refused = flag.fate == "refused" and flag in MODEL_FLAGS and dest not in _OF_TRAINING
         if is_refused and changes(flag, value):
             refusals.add(f"{flag.names[0]} {value}: {flag.note}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.data import UNKNOWN_LANGUAGE
 from ds_seq.compat.fairseq.language_models import LM_TASK
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
@@ -20,8 +21,6 @@ from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import read_vocab_file
 
 _GENERATION = {"max_len_a": 0.0, "max_len_b": 200}
-_UNKNOWN_LANGUAGE = "und"
-"""Code of ISO 639 for text whose language nobody has named: a checkpoint does not."""
 _FEWEST_TOKENS = 4096  # of a batch, if the run is trained further
 
 
@@ -137,7 +136,7 @@ class Described:
             bands["cutoffs"].pop()
         return {
             "data": {
-                "language": self.languages[0] or _UNKNOWN_LANGUAGE,
+                "language": self.languages[0] or UNKNOWN_LANGUAGE,
                 "vocab": {"name": "fairseq_dict", **section},
             },
             "task": {

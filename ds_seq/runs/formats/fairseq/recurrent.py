@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds_seq.compat.fairseq.adaptive import adaptive_softmax
-from ds_seq.compat.fairseq.recurrent import NUMBERS
+from ds_seq.compat.fairseq.command import BY_DEST
+from ds_seq.compat.fairseq.recurrent import LM_NUMBERS, NUMBERS, lstm_lm_section
 from ds_seq.config.model.recurrent import RECURRENT_PRESETS
 from ds_seq.errors import UserError
 from ds_seq.names import LSTM_PARAMETERS
@@ -60,22 +60,11 @@ def recurrent_section(arguments: Mapping[str, Any], path: Path) -> dict[str, Any
 
 def recurrent_lm_section(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the section `model` of an LSTM language model; see `recurrent_section`."""
-    ours = {theirs: ours for theirs, ours in NUMBERS.items() if not theirs.startswith("encoder_")}
-    section = {"name": "recurrent_lm", **_numbers(arguments, ours, path)}
+    numbers = _numbers(arguments, LM_NUMBERS, path)
     if arguments.get("residuals"):
-        raise UserError(
-            f"{path}: --residuals: adds the layer's own state of the token before there, and its "
-            "input here"
-        )
-    tied = bool(arguments.get("share_decoder_input_output_embed"))
-    adaptive = adaptive_softmax(arguments, section["decoder_dropout_out"])
+        raise UserError(f"{path}: --residuals: {BY_DEST['residuals'].note}")
     lengths = [arguments.get(name) for name in ("max_target_positions", "tokens_per_sample")]
-    return section | {
-        "share_embeddings": "all" if tied and adaptive is None else "none",
-        "output_bias": not tied and adaptive is None,
-        "max_positions": _shortest(lengths),
-        **({} if adaptive is None else {"adaptive": adaptive}),
-    }
+    return lstm_lm_section(arguments, numbers, _shortest(lengths))
 
 
 def _numbers(arguments: Mapping[str, Any], names: Mapping[str, str], path: Path) -> dict[str, Any]:
