@@ -72,8 +72,8 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        """Number of items that no thread has taken yet."""
-        return len(self._waiting)
+        """Number of items that no thread has taken yet, without those that were canceled."""
+        return sum(not job.answer.cancelled() for job in list(self._waiting))
 
     def submit(self, kind: Kind, item: Any, size: int) -> Future[Any]:
         """Ask for the answer to an item.

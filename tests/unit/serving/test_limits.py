@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,11 @@ from typing import Any
 import pytest
 
 from ds_seq.serving.app import PAGE
-from ds_seq.serving.models import Search
+from ds_seq.serving.batcher import Batcher
+from ds_seq.serving.figures import Figures
+from ds_seq.serving.models import Search, ServedModel
+from ds_seq.serving.requests import TranslationRequest
+from ds_seq.serving.service import Limits, RequestError, Service
 from tests.unit.serving.conftest import Serve
 
 MISTAKES: list[tuple[dict[str, Any], int, str]] = [
@@ -109,6 +114,21 @@ def test_a_full_queue_a_slow_answer_and_the_end(
     monkeypatch.setattr(Search, "__call__", broken)
     answer = serve().post("/translate", json={"text": "a"})
     assert answer.status_code == 500 and "secret" not in answer.text
+
+
+def test_who_has_gone_is_not_waited_for(models: list[ServedModel]) -> None:
+    batcher = Batcher(1, 5.0, lambda *facts: None)
+    service = Service(models, batcher, Limits(1000, 2, 60.0), Figures())
+
+    async def gone() -> bool:
+        assert batcher.num_waiting == 2
+        return True
+
+    for _ in range(2):  # the places of the first are free for the second
+        with pytest.raises(RequestError) as error:
+            asyncio.run(service.translate(TranslationRequest(text=["a", "b"]), gone))
+        assert error.value.status == 499 and batcher.num_waiting == 0
+    batcher.close()
 
 
 def test_the_server_describes_itself(serve: Serve) -> None:
