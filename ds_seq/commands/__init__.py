@@ -60,6 +60,7 @@ _HELP = {
     "verify-data": "data folder -> the same as verify",
     "runs": "folders -> state, score and speed of each run",
     "plot": "run folders -> picture of their curves",
+    "shortlist": "run folder + shards -> likely translations, for a faster search",
     "moe-stats": "run folder + shards -> load of the experts",
 }
 

@@ -30,13 +30,14 @@ from ds_seq.distill.vocabularies import Retokenized
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.generation.build import check_n_best
+from ds_seq.generation.build import Decoding, check_n_best
 from ds_seq.names import FILTER_METRICS
 from ds_seq.runs.card import StoredRun
 from ds_seq.runs.data import open_for_model, untagged_warning
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.fusion import with_language_model
 from ds_seq.runs.open import default_dtype, open_run
+from ds_seq.runs.shortlist import with_shortlist
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.round_trip import rewriting
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
@@ -105,16 +106,16 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         untagged = None if tags or student else untagged_warning(reader, run.card)
         if untagged is not None:
             print(f"ds-seq: warning: {untagged}", file=sys.stderr)
-    decoding = run_decoding([run], settings, args.n_best)
+    _, search, limits = run_decoding([run], settings, args.n_best)
+    search = with_language_model(search, settings, run.tokenizers.target, device)
+    search = with_shortlist(search, settings, run.tokenizers, device)
     return Labeling(
         teacher=args.run,
         run=run,
         data=Path(args.data),
         split=args.split,
         reader=reader,
-        decoding=decoding._replace(
-            search=with_language_model(decoding.search, settings, run.tokenizers.target, device)
-        ),
+        decoding=Decoding(settings, search, limits),
         num_best=args.n_best,
         filters=filters,
         original=args.original,

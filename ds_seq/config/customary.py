@@ -277,6 +277,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
         Row("generation.expert", "gen-expert"),
         Row("generation.lm", "lm-path"),
         Row("generation.lm_weight", "lm-weight"),
+        Row("generation.shortlist", "", "", "", "shortlist"),
         Row("generation.sampling", "sampling", "do_sample", "", "output-sampling"),
         Row("generation.sampling_top_k", "sampling-topk", "", "random_sampling_topk"),
         Row("generation.sampling_top_p", "sampling-topp", "top_p", "random_sampling_topp"),

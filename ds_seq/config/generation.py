@@ -57,6 +57,11 @@ class GenerationConfig(Config):
         le=100.0,
         description="Factor of the log-probabilities of `lm`.",
     )
+    shortlist: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="File of `ds-seq shortlist`: translations consist of likely translations of "
+        "their source tokens, and only these are scored; null: the whole vocabulary.",
+    )
     max_len_a: float = Field(
         default=1.2,
         ge=0.0,
@@ -129,6 +134,21 @@ class GenerationConfig(Config):
             raise FieldErrors([("lm", message)])
         if self.lm is None and self.lm_weight != 0.3:
             raise FieldErrors([("lm_weight", "has no effect without lm, a language model")])
+        return self
+
+    @model_validator(mode="after")
+    def _check_shortlist(self) -> GenerationConfig:
+        others = {
+            "sampling": self.sampling,
+            "lm": self.lm is not None,
+            "diverse_groups": self.diverse_groups > 1,
+            "diverse_siblings": self.diverse_siblings > 0,
+            "expert": self.expert != 1,
+        }
+        used = [name for name, is_used in others.items() if is_used]
+        if self.shortlist is not None and used:
+            message = f"cannot be combined with {used[0]}; remove one of them"
+            raise FieldErrors([("shortlist", message)])
         return self
 
     @model_validator(mode="after")

@@ -3,11 +3,12 @@
 Tensors are batch-first, padding is on the right, masks are True at real tokens.
 
 Shapes: B batch, S source length, T target length, K beam width, N rows, D model width,
-V vocabulary.
+V vocabulary, U some tokens of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from ds_seq.models.output import (
 )
 from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
-from ds_seq.modules.embedding import TokenEmbedding, token_scores
+from ds_seq.modules.embedding import TokenEmbedding, token_scorer, token_scores
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
@@ -183,11 +184,28 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             Logits (N, V).
         """
+        return self.decode_with(tokens, cache, self._scores)
+
+    def scorer(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a function that scores hidden states (..., D) against some tokens (U,)."""
+        return token_scorer(tokens, self.target_embedding, self.output)
+
+    def decode_with(
+        self, tokens: Tensor, cache: DecoderCache, scores: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Do what `decode_step` does, with scores of hidden states by a function of `scorer`.
+
+        Returns:
+            Logits (N, U).
+        """
         tokens = cache.distinct(tokens)  # (B, K) or (B, 1)
         cache.context = cache.context._replace(tokens=tokens)
         embedded = self.target_embedding(tokens)  # (B, K, D) or (B, 1, D)
         hidden = self.decoder.step(embedded, cache).flatten(0, 1)
-        return cache.of_each(token_scores(hidden, self.target_embedding, self.output))
+        return cache.of_each(scores(hidden))
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        return token_scores(hidden, self.target_embedding, self.output)
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""

@@ -1,17 +1,19 @@
 """Token embedding, which can also be the output projection (tied weights).
 
-Shapes: B batch, T tokens, N selected rows, D model width, W width of the table, V vocabulary.
+Shapes: B batch, T tokens, N selected rows, D model width, W width of the table, V vocabulary, U
+some tokens of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.modules.linear import linear
+from ds_seq.modules.linear import Linear, linear, some_outputs
 from ds_seq.modules.packed import Packed, pack
 
 
@@ -64,6 +66,11 @@ class TokenEmbedding(nn.Module):
         """Score with a packed copy from now on, see `ds_seq.modules.packed`."""
         self._packed = pack(self.weight, self.bias, int8)
 
+    def scorer(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a function that scores hidden states (..., D) against some tokens (U,)."""
+        scores, factor = some_outputs(self.weight, self.bias, self._packed, tokens), self.factor
+        return scores if factor is None else lambda x: scores(factor(x, back=True))
+
     def forward(self, x: Tensor, project: bool = False) -> Tensor:
         """Embed token ids, or score hidden states against every token.
 
@@ -115,3 +122,23 @@ def token_scores(hidden: Tensor, table: nn.Module, output: nn.Module | None) -> 
     """
     logits: Tensor = table(hidden, project=True) if output is None else output(hidden)
     return logits
+
+
+def token_scorer(
+    tokens: Tensor, table: TokenEmbedding, output: nn.Module | None
+) -> Callable[[Tensor], Tensor]:
+    """Return a function that scores hidden states (..., D) against some tokens, for many calls.
+
+    Args:
+        tokens: (U,) int64.
+        table: see `token_scores`.
+        output: see `token_scores`; a kind of map that has no part of its own scores all tokens.
+
+    Returns:
+        (..., D) -> logits (..., U), those of `token_scores`.
+    """
+    if output is None:
+        return table.scorer(tokens)
+    if type(output) is Linear:
+        return output.scorer(tokens)
+    return lambda hidden: output(hidden).index_select(-1, tokens)

@@ -14,7 +14,7 @@ Shapes: R rows, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ds_seq.modules.packed import HAS_ONEDNN, Packed, pack
+from ds_seq.modules.packed import HAS_ONEDNN, Packed, pack, pack_alike
 
 if TYPE_CHECKING:
     from ds_seq.modules.multiway import Ways
@@ -86,6 +86,26 @@ def product(
         return _product(x, weight, bias, activation)
     y = F.linear(x, weight, bias)
     return y.relu_() if activation == "relu" else y
+
+
+def some_outputs(
+    weight: Tensor, bias: Tensor | None, packed: Packed | None, outputs: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Return the map to some of the outputs of `linear`, for many calls.
+
+    Args:
+        weight: (O, I).
+        bias: (O,) or None.
+        packed: weight and bias packed by `pack`; the new map is packed alike.
+        outputs: (O',) int64, the outputs in the order of the results.
+
+    Returns:
+        (..., I) -> (..., O').
+    """
+    rows = weight.index_select(0, outputs)
+    few = None if bias is None else bias.index_select(0, outputs)
+    packed_rows = pack_alike(rows, few, packed)
+    return lambda x: linear(x, rows, few, packed=packed_rows)
 
 
 def _serves(x: Tensor, weight: Tensor) -> bool:
@@ -218,6 +238,10 @@ class Linear(nn.Linear):
     def pack(self, int8: bool = False) -> None:
         """Use a packed copy from now on, see `ds_seq.modules.packed`."""
         self._packed = pack(self.weight, self.bias, int8)
+
+    def scorer(self, outputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the map to some outputs (O',), see `some_outputs`."""
+        return some_outputs(self.weight, self.bias, self._packed, outputs)
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
         """Map x (..., I) to (..., O); `activation` may be `relu`."""

@@ -64,7 +64,7 @@ class _Int8:
     for scores of a vocabulary. Both round alike.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, is_brief: bool = False) -> None:
         # an output with zero weights needs a scale, too
         scales = (weight.abs().amax(1) / 127.0).clamp(min=1e-12).double()
         zeros = torch.zeros(len(weight), dtype=torch.int64)
@@ -75,10 +75,13 @@ class _Int8:
         # without 8-bit instructions, sums of two products overflow 16 bits
         self._reduce_range = not torch.cpu._is_vnni_supported()
         self._outputs = len(weight)
-        self._small = _prepacked("x86", rounded, bias)
         has_large = "onednn" in torch.backends.quantized.supported_engines
         use_large = has_large and not self._reduce_range
-        self._large = _prepacked("onednn", rounded, bias) if use_large else self._small
+        large = _prepacked("onednn", rounded, bias) if use_large else None
+        # packing takes as long as many products, so a map of few calls has one layout
+        is_enough = is_brief and large is not None
+        self._small = large if is_enough else _prepacked("x86", rounded, bias)
+        self._large = self._small if large is None else large
 
     def __call__(self, x: Tensor, activation: str) -> Tensor:
         """See `Packed`."""
@@ -98,6 +101,13 @@ def _prepacked(engine: str, rounded: Tensor, bias: Tensor | None) -> Any:
         return torch.ops.quantized.linear_prepack(rounded, bias)
     finally:
         torch.backends.quantized.engine = before
+
+
+def pack_alike(weight: Tensor, bias: Tensor | None, packed: Packed | None) -> Packed | None:
+    """Pack a linear map for a batch of sentences in the way of a packed one, or None like that."""
+    if isinstance(packed, _Int8):
+        return _Int8(weight, bias, is_brief=True)
+    return None if packed is None else pack(weight, bias)
 
 
 def pack(weight: Tensor, bias: Tensor | None, int8: bool = False) -> Packed | None:

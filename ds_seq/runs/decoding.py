@@ -13,6 +13,7 @@ from ds_seq.generation.build import Decoding, build_decoding
 from ds_seq.generation.pipeline import Translator
 from ds_seq.runs.card import LoadedRun, StoredRun
 from ds_seq.runs.fusion import with_language_model
+from ds_seq.runs.shortlist import with_shortlist
 from ds_seq.search.ensemble import Ensemble
 
 
@@ -59,6 +60,10 @@ def run_translator(
     if prompts:  # at least one token follows
         search, longest = replace(search, prompts=True), limits.max_source_length - 1
         limits = replace(limits, max_source_length=longest)
+    if settings.shortlist is not None:
+        if prompts or len(runs) > 1:
+            raise UserError("--shortlist: works with one translation model; leave it out")
+        search = with_shortlist(search, settings, runs[0].tokenizers, device)
     models = [run.searched for run in runs]
     tagged = next((run.card for run in runs if run.card.routes_by_language), runs[0].card)
     return Translator(

@@ -36,7 +36,7 @@ from ds_seq.serving.requests import (
 )
 from ds_seq.text.tags import language_of
 
-NOT_OF_REQUESTS = frozenset({"lm", "lm_weight", "ensemble", *BATCH_SIZE})
+NOT_OF_REQUESTS = frozenset({"lm", "lm_weight", "shortlist", "ensemble", *BATCH_SIZE})
 """Fields of `GenerationConfig` that are the server's: they load files, or bound batches."""
 
 _TRANSLATORS = 64  # translators that are kept for requests with the same settings

@@ -40,7 +40,7 @@ class SearchRequest(ModelRequest):
     search: dict[str, Any] = Field(
         default_factory=dict,
         description="Options of the search, such as `beam` or `length_penalty`: those of the "
-        "section `generation` of an experiment, except `lm`, `lm_weight`, `ensemble`, "
+        "section `generation` of an experiment, except `lm`, `lm_weight`, `shortlist`, `ensemble`, "
         "`max_tokens` and `max_sentences`.",
     )
     target_tag: str | None = Field(

@@ -301,6 +301,10 @@ def _scorer(
 
         tokenizer = task.tokenizers.target
         search = with_language_model(search, config.generation, tokenizer, engine.device)
+    if config.generation.shortlist is not None:
+        from ds_seq.runs.shortlist import with_shortlist  # only where it is used
+
+        search = with_shortlist(search, config.generation, task.tokenizers, engine.device)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(
         task,

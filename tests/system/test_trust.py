@@ -43,6 +43,7 @@ COMMANDS = {
     "export": ("RUN", "--out", "OUT"),
     "average": ("RUN", "--last", "1", "--out", "OUT"),
     "moe-stats": ("RUN", "--data", DATA, "--split", "valid"),
+    "shortlist": ("RUN", "--data", DATA, "--out", "OUT"),
     "make-student": ("RUN", "--out", "OUT", "--encoder-layers", "1"),
     "prune-experts": ("RUN", "--keep", "1", "--calibration", TEXT, "--out", "OUT"),
     "prune-heads": ("RUN", "--keep", "1", "--calibration", TEXT, "--out", "OUT"),

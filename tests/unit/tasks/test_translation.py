@@ -264,6 +264,7 @@ def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
         "expert": 1,
         "lm": None,
         "lm_weight": 0.3,
+        "shortlist": None,
     }
     generation = GenerationConfig(**given)
     assert given | alone == generation.model_dump(), "a new field: give it a value above"
