@@ -11,6 +11,7 @@ import torch
 
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
+from ds_seq.generation.forced import Scorable
 from ds_seq.generation.noisy_channel import GRID, Weights, best_first, combined, tuned
 from ds_seq.generation.rescoring import PairScorer, Row, TextScorer, encode_rows
 from ds_seq.runs.card import LoadedRun
@@ -80,7 +81,7 @@ def load_channel(
             Row(place, run.tokenizers.target.normalize(source[row.line]), row.where)
             for place, row in enumerate(rows)
         ]
-        channel = _judge(PairScorer, run, texts, back, device)
+        channel = _judge(PairScorer, run.seq2seq, run, (texts, back), device)
     if args.lm_run is not None:
         run = load_language_model(args.lm_run, "--lm", None, device)
         texts = [run.tokenizers.target.normalize(row.text) for row in rows]
@@ -88,20 +89,20 @@ def load_channel(
             Row(place, text, row.where)
             for place, (text, row) in enumerate(zip(texts, rows, strict=True))
         ]
-        language_model = _judge(TextScorer, run, [""] * len(rows), own, device)
+        language_model = _judge(TextScorer, run.searched, run, ([""] * len(rows), own), device)
     return Channel(channel, language_model, reference)
 
 
 def _judge(
     kind: type[PairScorer],
+    model: Scorable,
     run: LoadedRun,
-    source: list[str],
-    rows: list[Row],
+    texts: tuple[list[str], list[Row]],
     device: torch.device,
 ) -> Judge:
     _, search, limits = run_decoding([run], run.card.generation)
     longest = run.card.max_positions, run.card.longest_source
-    return Judge(kind(run.seq2seq, search, limits, device), source, rows, longest, run)
+    return Judge(kind(model, search, limits, device), *texts, longest, run)
 
 
 def apply_channel(

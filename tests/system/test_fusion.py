@@ -6,7 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+import ds_seq
+from ds_seq.data.source import TokenBlock
+from ds_seq.data.text_batch import text_batch
+from tests.batches import EOS
 from tests.system.forked import command, generate, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, records
 
@@ -60,6 +65,35 @@ def test_it_changes_translations_by_its_weight_alone(
     changed = _translation(lab, dense_run, out, *fused, "3")
     assert changed != plain
     assert _translation(lab, dense_run, out, *fused, "3", "--max-sentences", "1") == changed
+
+
+def test_it_judges_translations_as_a_text(
+    lab: Lab, dense_run: Path, language_model: Path, tmp_path: Path
+) -> None:
+    """Its part of a score is the mean log-probability of the tokens and of the end."""
+    few = {}
+    for side in ("en", "de"):
+        few[side] = tmp_path / side
+        few[side].write_text("".join(lab.text(f"test.{side}").open().readlines()[:6]))
+    files = ("--source", few["en"], "--hypotheses", few["de"])
+
+    def scores(*options: str | Path) -> list[float]:
+        found = command("rescore", dense_run, *files, *options)[0].check().out
+        return [float(line.split("\t")[1]) for line in found.splitlines()]
+
+    own = scores()
+    judged = scores("--lm", language_model, "--lm-weight", "0.5")
+    loaded = ds_seq.load(language_model)
+    for line, one, both in zip(few["de"].open(), own, judged, strict=True):
+        ids = loaded.card.tokenizers.target.encode(line.strip())
+        batch = text_batch(TokenBlock.of([[*ids, EOS]]), loaded.card.tokenizers.target.symbols)
+        with torch.inference_mode():
+            found = loaded.module(batch.inputs).logits.log_softmax(-1)
+        mean = found.gather(1, batch.labels[batch.mask][:, None]).mean()
+        assert both - one == pytest.approx(0.5 * float(mean), abs=1e-4)
+    tuned = ("--tune", few["de"], "--lm", language_model)
+    done = command("rescore", dense_run, *files, *tuned)[0].check()
+    assert "--channel-weight 0 --lm-weight 0: BLEU 100.00" in done.err
 
 
 def test_what_is_no_language_model_of_the_target_is_refused(
