@@ -266,12 +266,21 @@ class Search:
     @property
     def most_items(self) -> int:
         """Most sentences of a batch."""
-        return self.settings.max_sentences
+        return self._share(self.settings.max_sentences)
 
     @property
     def most_size(self) -> int:
         """Most source tokens of a batch, padding included."""
-        return self.settings.max_tokens
+        return self._share(self.settings.max_tokens)
+
+    def _share(self, most: int) -> int:
+        """Return a limit as it is, or less where a request asks for a wider search than usual.
+
+        So the memory of a batch is bounded by the settings of the server, not by requests.
+        """
+        usual = self.model.settings.beam
+        width = self.num_best if self.settings.sampling else self.settings.beam
+        return max(most * usual // max(width, usual), 1)
 
     def for_item(self, item: Item) -> Search:
         """Return the kind for a line: those without a restriction are searched without it."""

@@ -104,6 +104,9 @@ def test_two_models_side_by_side_and_a_closer_look(page: Page) -> None:
     assert texts(page, ".answers h2") == ["moe", "dense"]
     boxes = [box.rect for box in all_of(page, ".answers")]
     assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+    whole = all_of(page, ".whole")[0].get_attribute("value")
+    found = texts(page, ".answers:first-child .hypothesis .text")
+    assert whole == f"{found[0]} {found[3]}", "the best ones as one text"
     scores = [float(text) for text in texts(page, ".sentence:first-of-type .score")[:3]]
     assert scores == sorted(scores, reverse=True)
 
@@ -139,6 +142,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     assert active.get_attribute("id") == "text", "typing can begin at once"
     active.send_keys(LINES[0], Keys.CONTROL, Keys.ENTER)
     until(page, lambda: len(all_of(page, ".hypothesis")) == 3)
+    assert not all_of(page, ".whole")[0].is_displayed(), "one sentence is whole already"
     reached = []
     for _ in range(12):
         page.switch_to.active_element.send_keys(Keys.TAB)

@@ -93,11 +93,36 @@ async function translateWith(model, column, signal) {
     lines.forEach((line) => column.append(sentence(model, line)));
     return;
   }
-  for await (const sent of stream(body, signal)) column.append(sentence(model, sent.line));
+  const sentences = [];
+  for await (const sent of stream(body, signal)) {
+    column.append(sentence(model, sent.line));
+    sentences.push(sent);
+    showWhole(column.querySelector(".whole"), sentences);
+  }
+}
+
+/** Show the best translations of several sentences as one text, to be copied. */
+function showWhole(field, sentences) {
+  field.hidden = sentences.length < 2;
+  let text = "";
+  let paragraph = sentences[0].paragraph;
+  for (const sent of sentences) {
+    const gap = "\n".repeat(sent.paragraph - paragraph) || (text && " ");
+    text += gap + sent.line.hypotheses[0].text;
+    paragraph = sent.paragraph;
+  }
+  field.value = text;
+  field.rows = Math.min(8, 1 + sentences.length);
 }
 
 function column(model) {
-  const made = element("div", { class: "answers" }, element("h2", {}, model.name));
+  const whole = element("textarea", {
+    class: "whole",
+    readonly: true,
+    hidden: true,
+    "aria-label": `Whole translation by ${model.name}`,
+  });
+  const made = element("div", { class: "answers" }, element("h2", {}, model.name), whole);
   results.append(made);
   return made;
 }

@@ -13,7 +13,7 @@ import pytest
 from ds_seq.serving.app import PAGE
 from ds_seq.serving.batcher import Batcher
 from ds_seq.serving.figures import Figures
-from ds_seq.serving.models import Search, ServedModel
+from ds_seq.serving.models import Question, Search, ServedModel
 from ds_seq.serving.requests import TranslationRequest
 from ds_seq.serving.service import Limits, RequestError, Service
 from tests.unit.serving.conftest import Serve
@@ -129,6 +129,16 @@ def test_who_has_gone_is_not_waited_for(models: list[ServedModel]) -> None:
             asyncio.run(service.translate(TranslationRequest(text=["a", "b"]), gone))
         assert error.value.status == 499 and batcher.num_waiting == 0
     batcher.close()
+
+
+@pytest.mark.parametrize(("search", "share"), [({}, 1), ({"beam": 6}, 2), ({"beam": 1}, 1)])
+def test_wide_searches_get_small_batches(
+    models: list[ServedModel], search: dict[str, Any], share: int
+) -> None:
+    (question,) = models[0].ask(TranslationRequest(text="a", search=search))
+    assert isinstance(question, Question) and models[0].settings.beam == 3
+    assert question.kind.most_size == models[0].settings.max_tokens // share
+    assert question.kind.most_items == models[0].settings.max_sentences // share
 
 
 def test_the_server_describes_itself(serve: Serve) -> None:
