@@ -2,10 +2,10 @@
 
 A model learns to restore noisy English and German text (`pretrain_denoising.yaml`). Then it, and a
 new one, learn to translate from the same few pairs (`finetune_denoised.yaml`). Each trains until
-its validation loss no longer improves, so that the new one gets as many updates as it has a use
-for; its best and its last checkpoint translate the test text.
+its validation no longer improves, so that the new one gets as many updates as it has a use for;
+its best and its last checkpoint translate the test text.
 
-    python benchmarks/denoising.py --out runs/denoising --record
+    python benchmarks/denoising.py --out runs/denoising --best bleu --record
     python benchmarks/denoising.py --out runs/small --updates 1000 train.max_tokens=1000
 
 A finished training in `--out` is not repeated.
@@ -31,15 +31,19 @@ from ds_seq.text.lines import read_lines
 CONFIGS = Path(__file__).parents[1] / "configs" / "experiments"
 PRETRAIN, FINETUNE = CONFIGS / "pretrain_denoising.yaml", CONFIGS / "finetune_denoised.yaml"
 SIDES = (("source", "en"), ("target", "de"))
-# A rate that does not depend on the number of updates, which the validation decides. Translating
-# at each validation would take longer than the training.
+# A rate that does not depend on the number of updates, which the validation decides.
 UNTIL_BEST = (
     "scheduler={name: inverse_sqrt, warmup_updates: 100}",
-    "validation={metrics: [], best: loss}",
-    "train.validate_every=100",
     "train.patience=4",
     "train.max_updates=10000",
 )
+BY = {
+    "loss": ("validation={metrics: [], best: loss}", "train.validate_every=100"),
+    "bleu": (
+        "validation={metrics: [bleu], best: bleu, max_sentences: 200}",
+        "train.validate_every=200",
+    ),
+}
 CHECKPOINTS = ("best", "last")
 
 
@@ -51,14 +55,15 @@ class Lab:
         text: folder of the text, from `fetch_text`.
         pairs: number of pairs to translate from.
         updates: updates of the pre-training.
+        by: what ends a training and chooses its best checkpoint, `loss` or `bleu`.
         changes: settings of all trainings, `key=value`.
     """
 
     def __init__(
-        self, out: Path, text: Path, pairs: int, updates: int, changes: Sequence[str]
+        self, out: Path, text: Path, pairs: int, updates: int, by: str, changes: Sequence[str]
     ) -> None:
         self.out, self.text, self.pairs, self.updates = out.resolve(), text, pairs, updates
-        self._changes = changes
+        self.by, self._changes = by, changes
 
     def _settings(self, folder: str, train: Path) -> list[str]:
         raw = {split: self._files(self.text / "raw", split) for split in ("valid", "test")}
@@ -93,10 +98,10 @@ class Lab:
                 content = "".join(f"{line}\n" for line in lines)
                 (few / f"train.{language}").write_text(content, encoding="utf-8")
             timed_command("prepare", FINETUNE, *settings)
-        run = self.out / f"{'scratch' if pretrained is None else 'denoised'}-{seed}"
+        run = self.out / f"{'scratch' if pretrained is None else 'denoised'}-{seed}-{self.by}"
         start = "null" if pretrained is None else pretrained
         settings += [f"run_dir={run}", f"train.init_from={start}", f"train.seed={seed}"]
-        settings += UNTIL_BEST
+        settings += [*UNTIL_BEST, *BY[self.by]]
         self._train(FINETUNE, run, settings)
         return run
 
@@ -138,7 +143,8 @@ def compare(lab: Lab, seeds: Sequence[int]) -> tuple[str, list[Goal]]:
         reached = {}
         for name, run in runs.items():
             valid = [line for line in figures(run) if line["kind"] == "valid"]
-            shown = (min(valid, key=lambda line: line["loss"]), valid[-1])
+            sign = 1.0 if lab.by == "loss" else -1.0
+            shown = (min(valid, key=lambda line: sign * line[lab.by]), valid[-1])
             for checkpoint, line in zip(CHECKPOINTS, shown, strict=True):
                 found = scores[f"{name}, {checkpoint}"]
                 each = [f"{score.value:.2f} ± {score.ci:.2f}" for score in found]
@@ -166,11 +172,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--pairs", type=int, default=2000, help="to learn to translate from")
     parser.add_argument("--updates", type=int, default=3000, help="of denoising")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the fine-tuning")
+    parser.add_argument("--best", choices=list(BY), default="loss", help="until it is best")
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings of all trainings")
     args = parser.parse_intermixed_args(argv)
     text = fetch_text(CACHE, args.tsv)
-    lab = Lab(args.out, text, args.pairs, args.updates, args.changes)
+    lab = Lab(args.out, text, args.pairs, args.updates, args.best, args.changes)
     body, goals = compare(lab, args.seeds)
     return finish("Denoising before translation from few pairs", body, goals, args.record)
 
