@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,9 @@ from ds_seq import distributed
 from ds_seq.commands.arguments.moe_stats import build_parser
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.corpora import CorporaDataset, Part
 from ds_seq.data.progress import Progress
+from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import Source, first_tokens
 from ds_seq.errors import UserError
 from ds_seq.reports.heat_map import draw_heat_map, save_picture
@@ -31,6 +34,8 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.data import cut_as_trained, open_for_model
 from ds_seq.runs.open import load_run
+from ds_seq.tasks.corpora import named_texts
+from ds_seq.tasks.mix import corpus_parts
 from ds_seq.text.lines import check_writable
 from ds_seq.text.tokenizer import Tokenizer
 
@@ -59,10 +64,8 @@ def main(argv: Sequence[str]) -> int:
     names = layer_names(run.model)
     if not names:
         raise UserError(f"{args.run}: is a dense model; moe-stats needs one with experts")
-    source = cut_as_trained(open_for_model(args.data, args.split, args.run, run), run)
-    sizes = run.card.sizes
-    dataset = ParallelDataset(source, sizes.max_source_length, sizes.max_target_length)
-    groups = languages(source, dataset.rows, run.tokenizers.source)
+    reader = open_for_model(args.data, args.split, args.run, run)
+    dataset, groups = examples_by_language(run, reader, args.split)
     measured = _measure(run, dataset, groups, args.max_batches, device)
     if args.out is not None:
         _draw(args.out, measured, names)
@@ -71,6 +74,46 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(_text(run, measured, names))
     return 0
+
+
+def examples_by_language(
+    run: LoadedRun, reader: ShardReader, split: str
+) -> tuple[ParallelDataset, dict[str, NDArray[np.int64]]]:
+    """Return the pairs of shards as a model reads them, and their numbers by language tag.
+
+    Tags of `data.mixing.language_tags` are not in the shards, but added when pairs are read.
+
+    Args:
+        run: the model.
+        reader: the shards.
+        split: the name of their split.
+    """
+    source, sizes = cut_as_trained(reader, run), run.card.sizes
+    limits = sizes.max_source_length, sizes.max_target_length
+    parts = _tagged_parts(run, reader, split)
+    if not parts:
+        plain = ParallelDataset(source, *limits)
+        return plain, languages(source, plain.rows, run.tokenizers.source)
+    dataset = CorporaDataset(source, parts, *limits)
+    pieces = run.tokenizers.source.pieces
+    names = [pieces(part.tags[0][:1])[0] if part.tags[0] else _UNTAGGED for part in parts]
+    of_example = np.asarray(names)[dataset.part_of(np.arange(len(dataset.rows)))]
+    return dataset, {name: np.flatnonzero(of_example == name) for name in sorted(set(names))}
+
+
+def _tagged_parts(run: LoadedRun, reader: ShardReader, split: str) -> list[Part]:
+    """Return the corpora of the shards if training adds tags to them; none of other shards."""
+    known = [record.name for record in reader.manifest.corpora]
+    if (
+        run.experiment is None
+        or not known
+        or known != list(named_texts(run.experiment.data, split))
+    ):
+        return []
+    parts = corpus_parts(run.experiment.data, run.tokenizers, split, reader)
+    if not any(any(part.tags) for part in parts):
+        return []
+    return [replace(part, join=None, modifier=None, in_stages={}) for part in parts]
 
 
 def languages(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from ds_seq.commands.moe_stats import languages, main
 from ds_seq.data.binarize import binarize
+from ds_seq.data.manifest import CorpusRecord
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
@@ -26,11 +28,17 @@ from tests.unit.runs.made import experiment, write_run
 from tests.values import SHARD_SIZE
 
 TAGS = ["<2de>", "<2xx>", "<2yy>"]
+CODES = ("de", "yy")
 LIMITS = {"max_source_length": 90, "max_target_length": 90}
 MOE = {"num_experts": [3, 5], "router": "softmax", "top_k": 2}
 
 
-def make_shards(folder: Path, vocab: SentencePieceTokenizer, sources: list[str]) -> Path:
+def make_shards(
+    folder: Path,
+    vocab: SentencePieceTokenizer,
+    sources: list[str],
+    corpora: Sequence[CorpusRecord] = (),
+) -> Path:
     """A data folder with a split ``valid``."""
     folder.mkdir()
     text = [target for _, target in toy_pairs(len(sources), seed=4)]
@@ -44,6 +52,7 @@ def make_shards(folder: Path, vocab: SentencePieceTokenizer, sources: list[str])
         "valid",
         languages=("en", "de"),
         shard_size=SHARD_SIZE,
+        corpora=corpora,
     )
     return folder
 
@@ -142,6 +151,31 @@ def test_each_language_has_its_table_and_all_together_make_the_whole(
         whole += np.array(part["layers"][1]["load"]) * part["target_tokens"]
     assert whole / whole.sum() == pytest.approx(np.array(result["layers"][1]["load"]), abs=1e-6)
     assert parts["<2de>"]["layers"] != parts["<2yy>"]["layers"]
+
+
+def test_tags_that_training_adds_are_as_good_as_those_in_the_text(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocab = SentencePieceTokenizer.load(lab / "vocab.model")
+    texts = [{"source": "x", "target": f"x.{code}", "languages": ["en", code]} for code in CODES]
+    mixed = {"corpora": dict(zip(CODES, texts, strict=True)), "raw": {"valid": texts}}
+    tags = {code: f"<2{code}>" for code in CODES}
+    symbols = {"vocab": {"user_symbols": TAGS}, "mixing": {"language_tags": tags}}
+    config = experiment({"moe": MOE}, **LIMITS, **mixed, **symbols)
+    write_run(tmp_path / "run", config, vocab, {10: build_model(config.model, len(vocab), 1, 0, 3)})
+    plain = [source for source, _ in toy_pairs(60, seed=4)]
+    written = [f"<2{CODES[number // 30]}> {line}" for number, line in enumerate(plain)]
+    records = [
+        CorpusRecord(f"valid-{number + 1}", 30 * number, 30, ("en", code))
+        for number, code in enumerate(CODES)
+    ]
+    make_shards(tmp_path / "mixed", vocab, plain, records)
+    make_shards(tmp_path / "written", vocab, written)
+    found = answer(capsys, tmp_path / "run", "--data", tmp_path / "mixed")
+    assert found["languages"].keys() == set(tags.values())
+    assert found == answer(capsys, lab / "moe", "--data", tmp_path / "written") | {
+        "checkpoint": found["checkpoint"]
+    }
 
 
 def test_sentences_are_sorted_by_the_tag_that_opens_them(lab: Path) -> None:
