@@ -132,6 +132,9 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
     else:
         cfg = TransformerConfig.model_validate({**_SIZES, **section})
     model: Any = build_model(cfg, VOCAB, 1, 0, seed=1).double().eval()
+    if cfg.characters is not None:  # as in the dictionary of `make_dictionary`
+        pieces = [f"piece{number}" for number in range(VOCAB)]
+        model.target_embedding.read_pieces(pieces, pad=1, eos=2, unk=3, bos=0)
     values, weights, gradients = (
         part_of(tensors, case, kind) for kind in ("values", "weights", "gradients")
     )

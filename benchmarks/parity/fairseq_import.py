@@ -86,6 +86,8 @@ LANGUAGE_MODELS: Mapping[str, str] = {
     "--tie-adaptive-proj --no-decoder-final-norm",
     "lm_adaptive_tables": f"{_LM} {_SMALL} --arch transformer_lm {_BOTH} --tie-adaptive-weights",
     "lm_adaptive_apart": f"{_LM} {_SMALL} --arch transformer_lm_big {_BOTH}",
+    "lm_characters": f"{_LM} {_SMALL} --arch transformer_lm_gpt --character-embeddings "
+    "--character-filters [(1,4),(3,5)] --character-embedding-dim 3",
     "lm_softmax": f"{_LM} {_SMALL} --arch transformer_lm_gpt {_HALVES}",
     "lm_lightconv": f"{_LM} {_SMALL} --arch lightconv_lm --decoder-kernel-size-list [3,4,5]",
     "lm_lightconv_adaptive": f"{_LM} {_SMALL} --arch lightconv_lm {_BOTH} --decoder-conv-type "

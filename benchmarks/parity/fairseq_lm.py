@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parity.copied_weights import LIMIT, Cases, Names, Part, norm, parser_of, report
+from parity.copied_weights import LIMIT, Cases, Names, Part, linear, norm, parser_of, report
 from parity.fairseq_axes import FIRST_POSITION, SINUSOIDAL, layer_names
 
 from ds_seq.runs.formats.imported import text_inputs_of
@@ -92,6 +92,21 @@ def _adaptive(is_tied: bool) -> tuple[dict[str, object], Names]:
     return {**fields, **more}, names
 
 
+def _characters() -> tuple[dict[str, object], Names]:
+    """Return the fields of a model that reads bytes, and where its weights come from."""
+    fields, names = _case(positions=SINUSOIDAL, norm_position="pre", share_embeddings="none")
+    ours, theirs = "target_embedding", "decoder.embed_tokens"
+    names[f"{ours}.weight"] = [Part(f"{theirs}.char_embeddings.weight")]
+    names[f"{ours}.symbols"] = [Part(f"{theirs}.symbol_embeddings")]
+    for kind in ("convolutions", "highway"):
+        place = kind if kind == "convolutions" else "highway.layers"
+        for number in range(2):
+            names |= linear(f"{ours}.{kind}.{number}", f"{theirs}.{place}.{number}", bias=True)
+    names |= linear(f"{ours}.projection", f"{theirs}.projection", bias=True)
+    network = {"filters": [[1, 8], [3, 12]], "embedding_dim": 4, "highway_layers": 2}
+    return {**fields, "activation": "gelu", "character_embeddings": network}, names
+
+
 CUTOFFS = [12, 20]
 CASES: Cases = {
     "transformer_lm": _case(positions=SINUSOIDAL, share_embeddings="none"),
@@ -106,6 +121,7 @@ CASES: Cases = {
         embedding_scale=False,
     ),
     "adaptive, tied": _adaptive(is_tied=True),
+    "characters": _characters(),
     "adaptive softmax": _adaptive(is_tied=False),
 }  # fmt: skip
 

@@ -41,6 +41,10 @@ CASES = {
         f"--arch transformer_lm_big {_BANDS} --adaptive-input --adaptive-input-cutoff 12,20 "
         "--tie-adaptive-weights --tie-adaptive-proj --no-decoder-final-norm"
     ),
+    "characters": (
+        "--arch transformer_lm_gpt --character-embeddings --character-embedding-dim 4 "
+        "--character-filters [(1,8),(3,12)] --char-embedder-highway-layers 2"
+    ),
     "adaptive softmax": f"--arch transformer_lm_gpt {_BANDS}",
 }
 _BLOCKS = 20
@@ -61,6 +65,7 @@ def run(model: nn.Module) -> dict[str, Tensor]:
     """Return inputs of a model, and its output."""
     values = sequences(VOCAB)
     values = {"target": values["target"], "target_mask": values["target_mask"]}
+    values["target"][:, 0], values["target"][0, 2] = 2, 3  # the end of a text, an unknown token
     return {**values, "output": scores(model, values["target"])[values["target_mask"]]}
 
 

@@ -118,6 +118,9 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "softmax_dropout: ...}", "adaptive-input adaptive-input-cutoff adaptive-input-factor "
             "adaptive-softmax-cutoff adaptive-softmax-factor adaptive-softmax-dropout "
             "tie-adaptive-weights tie-adaptive-proj", "cutoffs div_val"),
+        Row("model.character_embeddings: {filters: ..., embedding_dim: ..., highway_layers: ...}",
+            "character-embeddings character-filters character-embedding-dim "
+            "char-embedder-highway-layers"),
         Row("model.final_norm (of decoder_only)", "no-decoder-final-norm"),
         Row("model.embedding_scale", "no-scale-embedding", "scale_embedding"),
         Row("model.embedding_norm", "layernorm-embedding", "", "", "", "normalize_embedding"),

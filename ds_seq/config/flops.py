@@ -7,7 +7,8 @@ chooses count. Retention counts as computed at once, and in chunks if `chunk_siz
 dilated attention, texts count as one segment where segments are as long as `max_positions`, and as
 many whole ones where they are shorter. Of a convolution, the tokens under a kernel count, not the
 zeros of its bands. How many tokens are in each band of adaptive embeddings is estimated by Zipf's
-law.
+law. The network of character embeddings, which reads each different token of a batch once, does not
+count.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """

@@ -15,7 +15,7 @@ from ds_seq.models.protocol import OffersAdapters
 from ds_seq.plugins import find_plugin
 from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 
-__all__ = ["MODELS", "attach_adapters", "build_model", "merge_changes"]
+__all__ = ["MODELS", "attach_adapters", "attach_pieces", "build_model", "merge_changes"]
 
 
 def _recurrent(*args: Any, **kwargs: Any) -> nn.Module:
@@ -134,6 +134,27 @@ def attach_adapters(
         choose_one_adapter(model, [] if config.adapters is None else config.adapters.ids, adapter)
     elif config.adapters is not None and isinstance(model, OffersAdapters):
         choose_adapters(model, config.adapters, tokenizer)
+
+
+def attach_pieces(model: nn.Module, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Let a model read the bytes of its tokens; does nothing if tokens are embedded by a table.
+
+    Args:
+        model: the model.
+        config: section of the model.
+        tokenizer: vocabulary of a language model, or of the source, which a language model in front
+            of the encoder reads.
+    """
+    read = config.language_model
+    if config.characters is None and (read is None or read.section.characters is None):
+        return
+    from ds_seq.modules.characters import CharacterEmbedding
+
+    symbols = tokenizer.symbols
+    pieces = tokenizer.pieces(range(len(tokenizer)))
+    for module in model.modules():
+        if isinstance(module, CharacterEmbedding):
+            module.read_pieces(pieces, symbols.pad, symbols.eos, symbols.unk, symbols.bos)
 
 
 def merge_changes(model: nn.Module, config: ModelConfig) -> None:

@@ -17,7 +17,7 @@ from ds_seq.config.model.upgrade import stable_json
 from ds_seq.distributed.device import choose_gpu_kernels
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
-from ds_seq.models import attach_adapters, build_model, merge_changes
+from ds_seq.models import attach_adapters, attach_pieces, build_model, merge_changes
 from ds_seq.models.packing import pack_weights
 from ds_seq.names import INT8
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
@@ -113,6 +113,7 @@ def load_run(
     if isinstance(stored.weights, JoinedSource):
         stored.weights.check_base(name for name, _ in model_tensors(model))
     attach_adapters(model, stored.model_config, stored.tokenizers.source, parts.adapter)
+    attach_pieces(model, stored.model_config, stored.tokenizers.source)
     if merged:
         merge_changes(model, stored.model_config)
     if expert_parallel > 1:

@@ -17,7 +17,7 @@ from ds_seq.distill.projection import attach_projection, build_projection
 from ds_seq.distill.teacher import LiveTeacher
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.models import attach_adapters, build_model
+from ds_seq.models import attach_adapters, attach_pieces, build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.names import EXPERT_PRIOR, HIDDEN_PROJECTION, TRAINING_ONLY
@@ -63,6 +63,7 @@ def build_start(
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
     attach_adapters(model, setup.config.model, task.tokenizers.source)
+    attach_pieces(model, setup.config.model, task.tokenizers.source)
     read = setup.config.model.language_model
     frozen: tuple[str, ...] = ()
     if read is not None:

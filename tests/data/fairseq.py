@@ -16,7 +16,7 @@ _CHECKPOINTS = ("checkpoints", "convolutions")
 _LANGUAGE_MODELS = ("language_models",)
 LANGUAGE_MODELS = (
     "lm_adaptive_tied", "lm_adaptive_apart", "lm_lightconv_adaptive", "lm_fconv",
-    "lm_fconv_adaptive", "lm_lstm", "lm_lstm_adaptive",
+    "lm_fconv_adaptive", "lm_lstm", "lm_lstm_adaptive", "lm_characters",
 )  # fmt: skip
 
 

@@ -107,6 +107,10 @@ def test_prompts_are_continued_and_text_is_measured(lab: Path, capsys: Capture) 
 
 _RECURRENT = "decoder_embedding_dim: 16, decoder_hidden_dim: 16, output_dim: 16, decoder_layers: 2"
 _GATED = "embedding_dim: 16, decoder_convolutions: [[16, 3], [8, 1, 0], [16, 2, 2]]"
+_BYTES = (
+    "d_model: 16, ffn_dim: 32, num_heads: 2, decoder_layers: 1, share_embeddings: none, "
+    "character_embeddings: {filters: [[1, 8], [3, 8]]}"
+)
 _BANDS = "share_embeddings: none, adaptive: {cutoffs: [20, 40], input: false}"
 
 
@@ -117,6 +121,7 @@ _BANDS = "share_embeddings: none, adaptive: {cutoffs: [20, 40], input: false}"
         pytest.param(f"name: recurrent_lm, {_RECURRENT}, {_BANDS}", marks=pytest.mark.slow),
         pytest.param(f"name: convolutional_lm, {_GATED}, {_BANDS}", marks=pytest.mark.slow),
         pytest.param(f"name: convolutional_lm, {_GATED}", marks=pytest.mark.slow),
+        pytest.param(f"name: decoder_only, {_BYTES}", marks=pytest.mark.slow),
     ],
 )
 def test_other_layers_resume_on_another_layout_and_continue_prompts(
@@ -139,7 +144,8 @@ def test_other_layers_resume_on_another_layout_and_continue_prompts(
     (refused,) = train(
         tmp_path / "other.yaml", f"run_dir={tmp_path}/refused", f"train.init_from={lab}/run"
     )
-    assert refused.code == 2 and "is a model of name decoder_only" in refused.err
+    wrong = "has no tensor" if "decoder_only" in section else "is a model of name decoder_only"
+    assert refused.code == 2 and wrong in refused.err
     lines = records(tmp_path / "other", "train")
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
     for one, other in zip(lines, records(tmp_path / "other_again", "train"), strict=True):

@@ -152,13 +152,29 @@ _LM_DEFAULTS: Mapping[str, Any] = {
 def _layers(stack: str, text: Any, refusals: Refusals) -> list[list[int]]:
     """Return the layers of a stack: channels, size, and whose input is added if that is said."""
     try:
-        layers = _list(ast.parse(str(text)[:_MOST_TEXT], mode="eval").body)
+        layers = tuples_in(text)
         if any(len(layer) not in (2, 3) for layer in layers):
             raise ValueError("neither pairs nor triples")
-        return [[int(each) for each in layer] for layer in layers]
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return layers
+    except ValueError:
         refusals.add(f"--{stack}-layers {text}: should be a list of pairs, as [(512, 3)] * 20")
         return []
+
+
+def tuples_in(text: Any) -> list[list[int]]:
+    """Return the tuples of whole numbers in a list that is written as an expression of Python.
+
+    Args:
+        text: such as `[(512, 3)] * 20 + [(1024, 1)]`; nothing but this is evaluated.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        tuples = _list(ast.parse(str(text)[:_MOST_TEXT], mode="eval").body)
+        return [[int(each) for each in own] for own in tuples]
+    except (SyntaxError, TypeError, RecursionError, MemoryError):
+        raise ValueError("no list of tuples") from None
 
 
 def _list(tree: ast.expr) -> list[list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ds_seq.compat.fairseq.adaptive import adaptive_section
 from ds_seq.compat.fairseq.command import Given
-from ds_seq.compat.fairseq.convolutions import is_lightconv
+from ds_seq.compat.fairseq.convolutions import is_lightconv, tuples_in
 from ds_seq.compat.fairseq.flag import changes
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.refusals import Refusals
@@ -54,9 +54,26 @@ def language_model_section(
     tied = bool(given["share_decoder_input_output_embed"])
     section |= {"name": "decoder_only", "share_embeddings": "all" if tied else "none"}
     section |= adaptive_section(arguments, refusals)
+    if arguments.get("character_embeddings"):
+        section |= {"share_embeddings": "none", "character_embeddings": _network(given, refusals)}
     if _has_no_final_norm(given, arguments) and section["norm_position"] == "pre":
         section["final_norm"] = False
     return {key: value for key, value in section.items() if key not in _OF_ENCODER}
+
+
+def _network(given: Given, refusals: Refusals) -> dict[str, Any]:
+    """Return the network over the bytes of tokens."""
+    text, filters = given["character_filters"], list[list[int]]()
+    try:
+        filters = tuples_in(text)
+    except ValueError:
+        refusals.add(f"--character-filters {text}: should be a list of pairs, as [(1, 64)]")
+    return {
+        "filters": filters,
+        "embedding_dim": given["character_embedding_dim"],
+        "highway_layers": given["char_embedder_highway_layers"],
+        "max_bytes": _MOST_BYTES,
+    }
 
 
 def _has_no_final_norm(given: Given, arguments: Mapping[str, Any]) -> bool:
@@ -85,4 +102,4 @@ def positions(arguments: Mapping[str, Any]) -> int:
     return int(given or _TOKENS_PER_SAMPLE)
 
 
-_TOKENS_PER_SAMPLE = 1024
+_TOKENS_PER_SAMPLE, _MOST_BYTES = 1024, 50

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ds_seq.compat.fairseq.flag import Flag, becomes, idle, refused
 
 _ONE_WAY = "each token is predicted from those before it; leave it out"
-_CHARACTERS = "embeddings are those of tokens; leave out --character-embeddings"
 _CUT = "blocks are cut by task.block_tokens alone"
 
 TEXT_FLAGS: tuple[Flag, ...] = (
@@ -27,10 +26,12 @@ TEXT_FLAGS: tuple[Flag, ...] = (
     refused("--scale-attn", "switch", False, "there is no norm behind attention"),
     refused("--scale-heads", "switch", False, "there are no factors of heads"),
     refused("--scale-resids", "switch", False, "there are no factors of residual connections"),
-    refused("--character-embeddings", "switch", False, "embeddings are those of tokens"),
-    idle("--character-filters", "text",
-         "[(1, 64), (2, 128), (3, 192), (4, 256), (5, 256), (6, 256), (7, 256)]", _CHARACTERS),
-    idle("--character-embedding-dim", "int", 4, _CHARACTERS),
-    idle("--char-embedder-highway-layers", "int", 2, _CHARACTERS),
+    becomes("--character-embeddings", "switch", False, "model.character_embeddings"),
+    becomes("--character-filters", "text",
+            "[(1, 64), (2, 128), (3, 192), (4, 256), (5, 256), (6, 256), (7, 256)]",
+            "model.character_embeddings.filters"),
+    becomes("--character-embedding-dim", "int", 4, "model.character_embeddings.embedding_dim"),
+    becomes("--char-embedder-highway-layers", "int", 2,
+            "model.character_embeddings.highway_layers"),
 )  # fmt: skip
 """The flags of the task `language_modeling` and of its models."""

@@ -164,11 +164,14 @@ def _small(config: ExperimentConfig, model: TransformerConfig, dense: int, limit
     kv, attention = (model.num_kv_heads or model.num_heads) * head, model.num_heads * head
     tables = [vocab.target_side.size, vocab.source_side.size]
     inputs = tables[:1] if model.shares_inputs else tables
+    inputs = inputs if model.characters is None else []
     tables = inputs if model.shares_output else [*inputs, tables[0]]
     width = model.embedding_dim or d
     matrices = [size * width for size in tables]
     if model.adaptive_bands is not None:
         matrices = model.adaptive_bands.matrices(d, vocab.target_side.size, model.shares_output)
+    if model.characters is not None:
+        matrices += model.characters.matrices(d)
     for stack in model.stacks:
         for layer, num_experts in enumerate(model.expert_counts(stack)):
             matrices += _mixer_matrices(model, stack, layer)

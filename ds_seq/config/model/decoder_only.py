@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ds_seq.config.model.adaptive import AdaptiveConfig
+from ds_seq.config.model.characters import CharacterConfig
 from ds_seq.config.model.lm_presets import LM_PRESETS
 from ds_seq.config.model.mixer import AttentionMixerConfig
 from ds_seq.config.model.section import known_preset, with_preset
@@ -70,6 +71,11 @@ class DecoderOnlyConfig(OneStackConfig):
         default=None,
         description="Adaptive input and softmax: narrower embeddings of rarer tokens.",
     )
+    character_embeddings: CharacterConfig | None = Field(
+        default=None,
+        description="Embeds tokens by a convolutional network over the bytes of their pieces; "
+        "null: by a table.",
+    )
     final_norm: bool = Field(
         default=True,
         description="With `norm_position` `pre` or `subln`, whether a norm follows the last layer.",
@@ -87,6 +93,11 @@ class DecoderOnlyConfig(OneStackConfig):
         return self.adaptive
 
     @property
+    def characters(self) -> CharacterConfig | None:
+        """See `ModelSection`."""
+        return self.character_embeddings
+
+    @property
     def has_final_norm(self) -> bool:
         """See `ResidualFields`."""
         return super().has_final_norm and self.final_norm
@@ -100,13 +111,22 @@ class DecoderOnlyConfig(OneStackConfig):
 
     def embedding_params(self, d_model: int, vocab_size: int, source_vocab_size: int) -> int:
         """See `EmbeddingFields`."""
-        if self.adaptive is None:
+        if self.adaptive is None and self.characters is None:
             return super().embedding_params(d_model, vocab_size, source_vocab_size)
+        if self.adaptive is None:
+            table = vocab_size * (d_model + (1 if self.output_bias else 0))
+            return table + (0 if self.characters is None else self.characters.num_params(d_model))
         given = self.adaptive.input_params(d_model, vocab_size)
+        if self.characters is not None:
+            given = self.characters.num_params(d_model)
         return given + self.adaptive.output_params(d_model, vocab_size, self.shares_output)
 
     def embedding_errors(self, d_model: int) -> list[tuple[str, str]]:
         """See `EmbeddingFields`."""
+        if self.characters is not None:
+            errors = self._character_errors(self.characters)
+            if errors:
+                return errors
         if self.adaptive is None:
             return super().embedding_errors(d_model)
         errors = list(self.adaptive.errors(d_model, self.share_embeddings))
@@ -116,6 +136,20 @@ class DecoderOnlyConfig(OneStackConfig):
         if self.output_bias:
             message = "cannot go with adaptive, whose scores have no biases; use false"
             errors.append(("output_bias", message))
+        return errors
+
+    def _character_errors(self, characters: CharacterConfig) -> list[tuple[str, str]]:
+        """Return what tokens without a table cannot have as (field, message) pairs."""
+        errors = characters.errors()
+        if self.share_embeddings != "none":
+            message = f"{self.share_embeddings}, but with character_embeddings the input has no "
+            errors.append(("share_embeddings", f"{message}table; use none"))
+        if self.embedding_dim is not None:
+            message = "factorizes a table, and character_embeddings have none; use null"
+            errors.append(("embedding_dim", message))
+        if self.adaptive is not None and self.adaptive.input:
+            message = "true, but character_embeddings are the input; use false"
+            errors.append(("adaptive.input", message))
         return errors
 
     @model_validator(mode="before")

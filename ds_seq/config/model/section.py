@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ds_seq.config.base import Config
 from ds_seq.config.model.adaptive import AdaptiveConfig
+from ds_seq.config.model.characters import CharacterConfig
 from ds_seq.names import STACKS, AttentionKind, Stack
 from ds_seq.plugins import nearest
 
@@ -96,6 +97,11 @@ class ModelSection(Config):
     @property
     def language_model(self) -> EncoderInputConfig | None:
         """A language model whose states are the input of the encoder; None: there is none."""
+        return None
+
+    @property
+    def characters(self) -> CharacterConfig | None:
+        """How tokens are embedded by the bytes of their pieces; None: by a table."""
         return None
 
     @property

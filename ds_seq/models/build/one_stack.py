@@ -75,12 +75,25 @@ def _build(
 def _make_ends(
     cfg: DecoderOnlyConfig | EncoderOnlyConfig, vocab_size: int, pad_id: int
 ) -> tuple[Any, Any]:
-    if cfg.adaptive_bands is None:
-        tables = make_tables(cfg, vocab_size, vocab_size, pad_id)
-        return tables.target, tables.output
-    from ds_seq.models.build.adaptive import make_adaptive  # only where it is used
+    characters = _make_characters(cfg, vocab_size)
+    if cfg.adaptive_bands is not None:
+        from ds_seq.models.build.adaptive import make_adaptive  # only where it is used
 
-    return make_adaptive(cfg, cfg.adaptive_bands, vocab_size, pad_id)
+        embedding, output = make_adaptive(cfg, cfg.adaptive_bands, vocab_size, pad_id)
+        return characters or embedding, output
+    tables = make_tables(cfg, vocab_size, vocab_size, pad_id)
+    return characters or tables.target, tables.output
+
+
+def _make_characters(cfg: DecoderOnlyConfig | EncoderOnlyConfig, vocab_size: int) -> Any:
+    """Make embeddings by bytes; None if tokens are embedded by a table."""
+    if cfg.characters is None:
+        return None
+    from ds_seq.modules.characters import CharacterEmbedding  # only where it is used
+
+    own = cfg.characters
+    sizes = own.filters, own.embedding_dim, own.highway_layers, own.max_bytes
+    return CharacterEmbedding(*sizes, vocab_size, cfg.d_model, cfg.embedding_scale)
 
 
 def _finish(model: ModelT, cfg: DecoderOnlyConfig | EncoderOnlyConfig, seed: int) -> None:

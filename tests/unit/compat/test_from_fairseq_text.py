@@ -117,6 +117,10 @@ def test_adaptive_parts_and_lines(data: Path) -> None:
     experiment = experiment_of("lstm_lm", *bands, "--sample-break-mode", "eos", folder=data)
     assert experiment["task"]["blocks"] == "line" and not experiment["task"]["random_start"]
     assert experiment["model"]["adaptive"]["cutoffs"] == [10, 20]
+    characters = ["--character-embeddings", "--char-embedder-highway-layers", "1"]
+    read = experiment_of("transformer_lm_gpt", *characters, folder=data)["model"]
+    assert read["character_embeddings"]["highway_layers"] == 1
+    assert len(read["character_embeddings"]["filters"]) == 7
     plain = experiment_of("lstm_lm", "--share-decoder-input-output-embed", folder=data)["model"]
     assert "adaptive" not in plain and plain["share_embeddings"] == "all"
     config = read_experiment(experiment)
@@ -130,7 +134,11 @@ def test_adaptive_parts_and_lines(data: Path) -> None:
         ("transformer_lm_wiki103", [], "--criterion cross_entropy: adaptive_loss goes with"),
         ("transformer_lm", ["--decoder-embed-dim", "8"], "--decoder-input-dim 512: must be"),
         ("transformer_lm", ["--sample-break-mode", "complete"], "complete: not supported; there"),
-        ("transformer_lm", ["--character-embeddings"], "--character-embeddings: embeddings are"),
+        (
+            "transformer_lm",
+            ["--character-embeddings", "--character-filters", "[1, 2]"],
+            "--character-filters .*: should be a list of pairs",
+        ),
         ("transformer_lm", ["--add-bos-token"], "--add-bos-token: texts begin with the end"),
         ("transformer_lm", ["--future-target"], "--future-target: each token is predicted from"),
         ("lstm_lm", ["--residuals"], "--residuals: adds the layer's own state"),

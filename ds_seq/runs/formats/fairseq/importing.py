@@ -28,7 +28,7 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.data.text_batch import TextInputs
 from ds_seq.errors import UserError
-from ds_seq.models import build_model
+from ds_seq.models import attach_pieces, build_model
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import GATED_ACTIVATIONS
 from ds_seq.runs.formats.fairseq.arguments import (
@@ -37,6 +37,7 @@ from ds_seq.runs.formats.fairseq.arguments import (
     given_model,
     is_language_model,
 )
+from ds_seq.runs.formats.fairseq.characters import with_codes
 from ds_seq.runs.formats.fairseq.convolutions import (
     ConvolutionConverter,
     GatedConverter,
@@ -102,6 +103,7 @@ def import_checkpoint(
     except UserError as error:  # a value that no model can have
         raise UserError(str(error).replace("experiment: ", f"{path}: ")) from None
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
+    attach_pieces(model, config.model, tokenizers.source)
     is_gated = (
         isinstance(config.model, TransformerConfig) and config.model.activation in GATED_ACTIVATIONS
     )
@@ -111,7 +113,8 @@ def import_checkpoint(
             tensor.copy_(converter.make(ours, tensor.shape))
     entries = converter.finish()
     pairs = _sentences(tokenizers, text, config.model.max_positions)
-    reference = kind.reference(_wide(state), given, model_config)
+    known = with_codes(_wide(state), tokenizers.target.pieces(range(len(tokenizers.target))))
+    reference = kind.reference(known, given, model_config)
     difference, count = _compare(model, reference, kind.inputs, pairs)
     if not difference <= TOLERANCE:
         raise UserError(

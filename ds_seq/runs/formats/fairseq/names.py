@@ -19,6 +19,7 @@ from torch import Tensor
 from ds_seq.compat.fairseq.model import FIRST_POSITION
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.adaptive import adaptive_source, left_of_adaptive
+from ds_seq.runs.formats.fairseq.characters import character_source
 from ds_seq.runs.formats.imported import Entry
 
 _MODULES = {
@@ -83,7 +84,10 @@ class Converter:
             UserError: fairseq's file lacks a tensor for it, or has one of another shape.
         """
         adaptive = adaptive_source(name, shape, self._state)
-        if adaptive is None:
+        of_bytes = character_source(name, self._state)
+        if of_bytes is not None:
+            value = self._need([of_bytes], name)
+        elif adaptive is None:
             value = self._make(name, shape)
         else:
             value = adaptive.part(self._need([adaptive.name], name, adaptive.how))

@@ -22,6 +22,7 @@ from ds_seq.runs.formats.fairseq.adaptive import (
     adaptive_scores,
     has_adaptive_softmax,
 )
+from ds_seq.runs.formats.fairseq.characters import character_embedded
 from ds_seq.runs.formats.fairseq.reference_convolution import convolved
 
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -106,9 +107,10 @@ class Reference:
         place = f"{stack}.embed_tokens"
         if f"{place}.emb.weight" in self._state:
             return self._state[f"{place}.emb.weight"][ids] @ self._state[f"{place}.up.weight"].T
-        adaptive = adaptive_embedded(self._state, ids)
-        if adaptive is not None:
-            return adaptive
+        embedded = adaptive_embedded(self._state, ids)
+        embedded = character_embedded(self._state, ids) if embedded is None else embedded
+        if embedded is not None:
+            return embedded
         other = "encoder.embed_tokens.weight"
         return self._state[f"{place}.weight" if f"{place}.weight" in self._state else other][ids]
 
