@@ -38,19 +38,18 @@ def served(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.wait()
 
 
-def ask(address: str, text: str) -> tuple[int, str]:
-    """The status and the answer; status 0 if the server takes no connection."""
+def ask(address: str, text: str, path: str = "/translate") -> tuple[int, str]:
+    """The status and the answer; status 0 if the server takes no connection, or closes it unread."""
     body = json.dumps({"text": text, "search": {"beam": 8}, "n_best": 8}).encode()
-    request = urllib.request.Request(
-        f"{address}/translate", body, {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(f"{address}{path}", body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-    except urllib.error.URLError as error:
-        assert isinstance(error.reason, ConnectionRefusedError | ConnectionResetError)
+    except (urllib.error.URLError, ConnectionError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        assert isinstance(reason, ConnectionError)
         return 0, ""
 
 
@@ -61,9 +60,17 @@ def test_no_request_that_has_arrived_is_lost_by_a_signal() -> None:
             threading.Thread(target=lambda line: early.append(ask(address, line)), args=(line,))
             for line in LINES * 10
         ]
+        streams: list[tuple[int, str]] = []
+        text = ". ".join(line.capitalize() for line in LINES * 17)  # more than are searched ahead
+        last = threading.Thread(
+            target=lambda: streams.append(ask(address, text, "/translate/stream"))
+        )
+        threads.append(last)
         for thread in threads:
             thread.start()
-        while len(early) + _in_flight(address) < len(threads):  # they wait for more company
+        while len(early) + len(streams) + _in_flight(address) < len(
+            threads
+        ):  # they wait for more company
             pass
         process.send_signal(signal.SIGTERM)
         late = [ask(address, LINES[0])[0]]
@@ -72,6 +79,9 @@ def test_no_request_that_has_arrived_is_lost_by_a_signal() -> None:
         for thread in threads:
             thread.join()
         assert [status for status, _ in early] == [200] * 20
+        (stream,) = streams
+        assert stream[0] == 200 and stream[1].count("event: sentence") == 34
+        assert stream[1].endswith("event: done\ndata: {}\n\n")
         texts = {json.loads(answer)["lines"][0]["hypotheses"][0]["text"] for _, answer in early}
         assert len(texts) == 2
         assert {*late} <= {503, 0}

@@ -24,10 +24,12 @@ CPU = torch.device("cpu")
 Serve = Callable[..., TestClient]
 
 
-def served_model(name: str, *paths: Path, **settings: object) -> ServedModel:
-    runs = [load_packed(path, "best", None, CPU) for path in paths]
+def served_model(
+    name: str, *paths: Path, device: torch.device = CPU, **settings: object
+) -> ServedModel:
+    runs = [load_packed(path, "best", "fp32", device) for path in paths]
     changed = changed_settings(runs[0].card.generation, settings, str)
-    return ServedModel(name, runs, changed, CPU, most_beam=8)
+    return ServedModel(name, runs, changed, device, most_beam=8)
 
 
 @pytest.fixture(scope="session")
