@@ -39,7 +39,7 @@ def served(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def ask(address: str, text: str, path: str = "/translate") -> tuple[int, str]:
-    """The status and the answer; status 0 if the server takes no connection, or closes it unread."""
+    """The status and the answer; status 0: the server takes no connection, or closes it unread."""
     body = json.dumps({"text": text, "search": {"beam": 8}, "n_best": 8}).encode()
     request = urllib.request.Request(f"{address}{path}", body, {"Content-Type": "application/json"})
     try:
