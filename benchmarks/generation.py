@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,17 @@ from experiments import CACHE, fetch_text
 from fairseq_venv import make_fairseq_venv
 from generation_growth import Growing, length_section
 from generation_half import Halving, half_section
-from generation_models import large_run, recipe, small_run
+from generation_models import (
+    LARGE_LAYERS,
+    LARGE_WIDTH,
+    SMALL_WIDTH,
+    SMALLEST_WIDTH,
+    large_run,
+    recipe,
+    small_run,
+    widened_run,
+)
+from generation_widths import Case, widths_section
 from overhead_generation import Translating, generation_section
 from parity_sides import Hypothesis, Ours, Setting, Subject
 from parity_weights import FIRST_POSITION, fairseq_flags, fairseq_weights
@@ -98,6 +109,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_common_arguments(parser)
     parser.add_argument("--threads", type=int, default=2, help="threads of each system")
+    parser.add_argument("--widths", type=int, nargs="+", default=[128, 192, 256, 512])
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4, 5])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument(
         "--run", type=Path, help="a trained dense run as the small model; default: train one, once"
@@ -115,6 +128,25 @@ def _small(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path)
 
 def _large(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
     return _compared(arguments, plan, large_run(small), folder / "large", plan.sentences[1])
+
+
+def _widths(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
+    cases = []
+    for width in arguments.widths:
+        path, layers = small, LARGE_LAYERS if width >= LARGE_WIDTH else 2
+        if width % SMALL_WIDTH:
+            path = small_run(arguments.cache, arguments.tsv, SMALLEST_WIDTH)
+        run = load_run(path, "best")
+        sources, _ = _text(run, plan.sentences[width >= LARGE_WIDTH])
+        if width != run.model_config.d_model:
+            path = widened_run(path, width, layers)
+            run = load_run(path, "best")
+        own = folder / f"width-{width}"
+        own.mkdir()
+        job = _job(1, path, run, sources, own)
+        case = f"{layers} + {layers} layers, width {width}"
+        cases.append(Case(case, job, len(sources), partial(_differences, run, sources)))
+    return widths_section(cases, arguments.beams, plan.rounds, folder, REAL)
 
 
 def _experts(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
@@ -147,6 +179,7 @@ def _half(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) 
 SECTIONS: dict[str, Callable[[argparse.Namespace, Plan, Path, Path], Section]] = {
     "small": _small,
     "large": _large,
+    "widths": _widths,
     "experts": _experts,
     "length": _length,
     "half": _half,
@@ -285,7 +318,7 @@ def _section(
     differences = [
         f"{name}, {one}"
         for name in (FAIRSEQ, CTRANSLATE2)
-        for one in _differences(run, sources, answers[OURS], answers[name])
+        for one in _differences(run, sources, BEAM, answers[OURS], answers[name])
     ]
     versions = "; ".join(f"{worker.name}: {worker.versions}" for worker in workers)
     model, tokens = run.model_config, sum(len(found.tokens) for found in answers[OURS])
@@ -323,7 +356,11 @@ def _ratio(rounds: Sequence[dict[str, Block]], system: str, to: str) -> Spread:
 
 
 def _differences(
-    run: LoadedRun, sources: list[list[int]], ours: list[Hypothesis], theirs: list[Hypothesis]
+    run: LoadedRun,
+    sources: list[list[int]],
+    beam: int,
+    ours: list[Hypothesis],
+    theirs: list[Hypothesis],
 ) -> list[str]:
     """Return the sentences that another system translates differently, and why."""
     subject = Subject(run.model, run.model_config, run.tokenizers.size, MOST)
@@ -335,7 +372,7 @@ def _differences(
         double = double or Ours(subject, double=True)
         source = [*sources[number], run.tokenizers.symbols.eos]
         score = statistics.mean(single.force(source, other.tokens))
-        exact = double.search([source], Setting(BEAM, 1.0))[0][0].tokens
+        exact = double.search([source], Setting(beam, 1.0))[0][0].tokens
         cause = REAL
         if abs(score - mine.score) < NEAR:
             cause = NEAR_TIE

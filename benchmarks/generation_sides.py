@@ -195,7 +195,7 @@ def main() -> None:
     system = SYSTEMS[job["system"]](job)
     some = sources[:: job["choose_from"]]
     system.translate(some[:8], system.choices[0])  # the first call is slower than the others
-    choice = min(system.choices, key=lambda each: _seconds(system, some, each))
+    choice = min(system.choices, key=lambda each: _cost(system, some, each, job["threads"]))
     channel.ready(system.num_parameters, f"{system.versions}, batches of {choice}")
     found: list[Hypothesis] = []
     while (command := channel.command()) is not None:
@@ -209,10 +209,12 @@ def main() -> None:
             channel.done(watch.block(len(sources), tokens, math.nan))
 
 
-def _seconds(system: System, sources: list[list[int]], choice: Any) -> float:
+def _cost(system: System, sources: list[list[int]], choice: Any, threads: int) -> float:
+    """Return seconds, of processor time for one thread, which other load affects less."""
     watch = Stopwatch()
     system.translate(sources, choice)
-    return watch.block(0, 0, math.nan).seconds
+    block = watch.block(0, 0, math.nan)
+    return block.cpu_seconds if threads == 1 else block.seconds
 
 
 if __name__ == "__main__":

@@ -51,9 +51,10 @@ INLINE float greatest(Lanes x) {
     return x[0] > x[1] ? x[0] : x[1];
 }
 
-/* exp(x) for x <= 0, to 2 units in the last place: 2^n times a polynomial (Cephes). */
+/* exp(x) for x <= 0, to 2 units in the last place: 2^n times a polynomial (Cephes). NaN stays. */
 INLINE Lanes exponential(Lanes x) {
-    x = larger(x, x * 0.0f - 87.0f);
+    const Lanes least = (Lanes){0} - 87.0f;
+    x = larger(least, x);
     Lanes shifted = x * 1.44269504f + 12582912.0f; /* rounds to the nearest integer */
     Lanes n = shifted - 12582912.0f;
     Lanes r = x - n * 0.693359375f - n * -2.12194440e-4f;
@@ -166,5 +167,30 @@ EVERY_CPU void ds_seq_best(const float *values, const float *offsets, float *bes
             while (x[next] + offsets[a * num_rows + next / num_columns] > -INFINITY) next++;
             row[i] = next / num_columns, column[i] = next % num_columns, next++;
         }
+    }
+}
+
+/* Log-softmax of rows of V columns, in place, while a row is in the nearest cache. */
+EVERY_CPU void ds_seq_log_softmax(float *values, int64_t num_rows, int64_t num_columns) {
+    const int64_t whole = num_columns - num_columns % LANES;
+    for (int64_t n = 0; n < num_rows; n++) {
+        float *x = values + n * num_columns;
+        float most = -INFINITY;
+        Lanes greater = {0}, total = {0};
+        greater += -INFINITY;
+        for (int64_t v = 0; v < whole; v += LANES) greater = larger(load(x + v), greater);
+        for (int64_t v = whole; v < num_columns; v++) most = x[v] > most ? x[v] : most;
+        const float within = greatest(greater);
+        most = within > most ? within : most;
+        Lanes rest; /* the columns that fill no vector */
+        for (int i = 0; i < LANES; i++)
+            rest[i] = whole + i < num_columns ? x[whole + i] - most : -INFINITY;
+        for (int64_t v = 0; v < whole; v += LANES) total += exponential(load(x + v) - most);
+        if (whole < num_columns) {
+            const Lanes weights = exponential(rest);
+            for (int i = 0; whole + i < num_columns; i++) total[i] += weights[i];
+        }
+        const float shift = most + logf(sum(total));
+        for (int64_t v = 0; v < num_columns; v++) x[v] -= shift;
     }
 }

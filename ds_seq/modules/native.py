@@ -51,7 +51,9 @@ def load(path: Path) -> ctypes.CDLL | None:
         return None
     library.ds_seq_attend.argtypes = [*[_ADDRESS] * 7, ctypes.c_float]
     library.ds_seq_best.argtypes = [*[_ADDRESS] * 5, *[_NUMBER] * 4]
-    library.ds_seq_attend.restype = library.ds_seq_best.restype = None
+    library.ds_seq_log_softmax.argtypes = [_ADDRESS, _NUMBER, _NUMBER]
+    for kernel in (library.ds_seq_attend, library.ds_seq_best, library.ds_seq_log_softmax):
+        kernel.restype = None
     return library
 
 
@@ -127,3 +129,16 @@ def best(values: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, T
     addresses = [x.data_ptr() for x in (values, offsets, sums, rows, columns)]
     library.ds_seq_best(*addresses, num_sentences, num_rows, values.size(1), count)
     return sums, rows, columns
+
+
+def log_softmax(values: Tensor) -> Tensor | None:
+    """Turn logits (N, V) into log-probabilities in place and return them.
+
+    Returns None, and changes nothing, where the kernel does not serve. A row with NaN, or with no
+    logit above -inf, is NaN afterwards.
+    """
+    library = _library()
+    if library is None or not (_is_plain(values) and values.is_contiguous()):
+        return None
+    library.ds_seq_log_softmax(values.data_ptr(), *values.shape)
+    return values

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ds_seq.activity import mark
+from ds_seq.modules import native
 from ds_seq.search.guides import Guide, GuideMaker, Plain, SelectionMaker
 from ds_seq.search.hypotheses import Active, ActiveBeams, Hypothesis
 from ds_seq.search.penalties import LengthPenalty, LengthPenaltyForm
@@ -236,6 +237,8 @@ class BeamSearch:
         logits = logits.float()
         if self.temperature != 1.0:
             logits = logits / self.temperature
+        if (log_probs := native.log_softmax(logits)) is not None:
+            return log_probs
         return torch.log_softmax(logits, dim=-1, out=logits)
 
     def _advance(

@@ -257,20 +257,21 @@ class ActiveBeams:
 
     def results(self) -> list[list[Hypothesis]]:
         """Return the `num_best` finished hypotheses of each of the B sentences, the best first."""
-        finished: list[list[Hypothesis]] = [[] for _ in range(self._num_sentences)]
-        for step in self._finished:
-            rows = zip(
-                step.sentences.tolist(),
-                step.scores.tolist(),
-                step.tokens.tolist(),
-                step.totals.diff(dim=1, prepend=torch.zeros_like(step.totals[:, :1])).tolist(),
-                strict=True,
-            )
-            for sentence, score, tokens, token_scores in rows:
-                finished[sentence].append(Hypothesis(tokens, score, token_scores))
+        found: list[list[tuple[float, int, int]]] = [[] for _ in range(self._num_sentences)]
+        for step, finished in enumerate(self._finished):
+            for row, (sentence, score) in enumerate(
+                zip(finished.sentences.tolist(), finished.scores.tolist(), strict=True)
+            ):
+                found[sentence].append((score, step, row))
         # No hypothesis is possible if the model has diverged, or if all tokens are ruled out.
         nothing = [Hypothesis([], _NEVER, [_NEVER])]
-        return [
-            sorted(hypotheses, key=lambda h: -h.score)[: self._num_best] or nothing
-            for hypotheses in finished
-        ]
+        # sorting is stable: of equal scores the earlier one comes first
+        best = (sorted(each, key=lambda one: -one[0])[: self._num_best] for each in found)
+        return [[self._hypothesis(*one) for one in each] or nothing for each in best]
+
+    def _hypothesis(self, score: float, step: int, row: int) -> Hypothesis:
+        """Return a finished hypothesis; most are never asked for."""
+        finished = self._finished[step]
+        totals = finished.totals[row]
+        token_scores = totals.diff(prepend=totals.new_zeros(1))
+        return Hypothesis(finished.tokens[row].tolist(), score, token_scores.tolist())

@@ -139,6 +139,24 @@ def test_what_is_impossible_is_never_chosen(kernels):
     assert (origins < 2).all() and (tokens < 300).all()
 
 
+@pytest.mark.parametrize("columns", [3, 16, 65, 4001])
+def test_log_softmax_is_that_of_float64(library, columns):
+    logits = 9 * torch.randn(5, columns, generator=torch.Generator().manual_seed(4)) - 50
+    logits[1, 1:] = -math.inf
+    logits[2, 0] = 400.0
+    expected = logits.double().log_softmax(-1)
+    found = native.log_softmax(logits)
+    assert found is logits
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-6)
+
+
+def test_a_diverged_row_is_nan_and_spoils_no_other(library):
+    logits = torch.randn(3, 40)
+    logits[1, 33], logits[2] = math.nan, -math.inf
+    found = native.log_softmax(logits)
+    assert found[0].isfinite().all() and found[1:].isnan().all()
+
+
 def test_what_cannot_be_loaded_is_not_used(tmp_path, monkeypatch):
     broken = tmp_path / "native.so"
     broken.write_bytes(b"of another machine")
