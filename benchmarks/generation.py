@@ -137,13 +137,13 @@ def _widths(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path
         if width % SMALL_WIDTH:
             path = small_run(arguments.cache, arguments.tsv, SMALLEST_WIDTH)
         run = load_run(path, "best")
-        sources, _ = _text(run, plan.sentences[width >= LARGE_WIDTH])
+        sources, _ = text_of(run, plan.sentences[width >= LARGE_WIDTH])
         if width != run.model_config.d_model:
             path = widened_run(path, width, layers)
             run = load_run(path, "best")
         own = folder / f"width-{width}"
         own.mkdir()
-        job = _job(1, path, run, sources, own)
+        job = job_of(1, path, run, sources, own)
         case = f"{layers} + {layers} layers, width {width}"
         cases.append(Case(case, job, len(sources), partial(_differences, run, sources)))
     return widths_section(cases, arguments.beams, plan.rounds, folder, REAL)
@@ -192,9 +192,9 @@ def _compared(
     """Compare all systems with one model."""
     folder.mkdir()
     run = load_run(path, "best")
-    sources, references = _text(run, count)
+    sources, references = text_of(run, count)
     python = str(make_fairseq_venv(arguments.cache / "fairseq-venv"))
-    job = _job(arguments.threads, path, run, sources, folder)
+    job = job_of(arguments.threads, path, run, sources, folder)
     threads = str(arguments.threads)
     environment = {
         "OMP_NUM_THREADS": threads,
@@ -223,7 +223,7 @@ def _compared(
     return _section(run, (sources, references), workers, rounds, found)
 
 
-def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
+def text_of(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
     """Return sentences spread over the run's test or validation text.
 
     A briefly trained model sometimes repeats itself endlessly. Such sentences are left out, since
@@ -249,7 +249,7 @@ def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
     ]
 
 
-def _job(
+def job_of(
     threads: int, path: Path, run: LoadedRun, sources: list[list[int]], folder: Path
 ) -> dict[str, Any]:
     """Return the job of the children, and write the model in the format of each."""

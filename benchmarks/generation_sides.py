@@ -1,7 +1,8 @@
 """generation.py: one system in a separate process, which translates on command.
 
 Usage: generation_sides.py JOB.json, under the interpreter that the system needs. `run` translates
-all sentences, `save` writes the translations.
+all sentences, or the one with the given number if the job says `one_by_one`; `save` writes the
+translations.
 
 Shapes: B sentences, S source length.
 """
@@ -195,7 +196,9 @@ def main() -> None:
     system = SYSTEMS[job["system"]](job)
     some = sources[:: job["choose_from"]]
     system.translate(some[:8], system.choices[0])  # the first call is slower than the others
-    choice = min(system.choices, key=lambda each: _cost(system, some, each, job["threads"]))
+    choice = system.choices[0]  # the first searches one batch at a time
+    if not job.get("one_by_one"):
+        choice = min(system.choices, key=lambda each: _cost(system, some, each, job["threads"]))
     channel.ready(system.num_parameters, f"{system.versions}, batches of {choice}")
     found: list[Hypothesis] = []
     while (command := channel.command()) is not None:
@@ -203,10 +206,11 @@ def main() -> None:
             Path(job["answer"]).write_text(json.dumps(found), encoding="utf-8")
             channel.done()
         else:
+            part = [sources[command.number]] if job.get("one_by_one") else sources
             watch = Stopwatch()
-            found = system.translate(sources, choice)
+            found = system.translate(part, choice)
             tokens = sum(len(ids) for ids, _ in found)
-            channel.done(watch.block(len(sources), tokens, math.nan))
+            channel.done(watch.block(len(part), tokens, math.nan))
 
 
 def _cost(system: System, sources: list[list[int]], choice: Any, threads: int) -> float:
