@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
 
 from ds_seq.compat.fairseq.architectures import ARCHITECTURES, LAYERS
 from ds_seq.compat.fairseq.flag import Flag, read_value
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
-from ds_seq.compat.fairseq.task_flags import CRITERION_FLAGS, DATA_FLAGS, OPTIMIZER_FLAGS
+from ds_seq.compat.fairseq.task_flags import (
+    CRITERION_FLAGS,
+    DATA_FLAGS,
+    ELSEWHERE,
+    OPTIMIZER_FLAGS,
+)
 from ds_seq.compat.fairseq.text_flags import TEXT_FLAGS
 from ds_seq.compat.fairseq.training_flags import TRAINING_FLAGS
 from ds_seq.errors import UserError
@@ -86,6 +92,7 @@ def read_command(words: Sequence[str]) -> Given:
     """
     devices = next((m[1] for word in words if (m := _DEVICES.match(word))), None)
     words = _arguments(words)
+    _check_task(words)
     values: dict[str, Any] = {}
     rest: list[str] = []
     mistakes: list[str] = []
@@ -104,6 +111,13 @@ def read_command(words: Sequence[str]) -> Given:
         raise UserError("\n".join(f"from-fairseq: {mistake}" for mistake in mistakes))
     count = None if devices is None else len([d for d in devices.split(",") if d])
     return Given.of(values, rest[0] if rest else "", count)
+
+
+def _check_task(words: Sequence[str]) -> None:
+    """Refuse a task that is written in another way here, before its flags are unknown."""
+    for name, value in pairwise([part for word in words for part in word.split("=", 1)]):
+        if name == "--task" and value in ELSEWHERE:
+            raise UserError(f"from-fairseq: --task {value}: not supported; {ELSEWHERE[value]}")
 
 
 def _value(flag: Flag, name: str, text: str) -> Any:

@@ -20,6 +20,7 @@ from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.recurrent import is_lstm, lstm_section, refuse_lstm_flags
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.compat.fairseq.schedule import optimizer_section, scheduler_section
+from ds_seq.compat.fairseq.task_flags import ELSEWHERE
 from ds_seq.compat.fairseq.text_flags import TEXT_FLAGS
 from ds_seq.compat.fairseq.text_model import (
     LANGUAGE_MODELS,
@@ -40,14 +41,6 @@ _TASKS = (
     "seq2seq_lm_distillation",
     "translation_deepspeed",
 )
-_ELSEWHERE = {
-    "translation_multi_simple_epoch": "several languages are data.corpora and data.mixing here",
-    "multilingual_translation": "several languages are data.corpora and data.mixing here",
-    "translation_from_pretrained_bart": "its language tokens are not supported",
-    "denoising": "write an experiment with task: denoising (docs/PRETRAINING.md)",
-    "multilingual_denoising": "write an experiment with task: denoising (docs/PRETRAINING.md)",
-    "masked_lm": "write an experiment with task: masked_language_modeling (docs/PRETRAINING.md)",
-}
 _DEFAULT_SAVE_DIR = "checkpoints"
 
 
@@ -154,7 +147,7 @@ def _model(given: Given, refusals: Refusals) -> dict[str, Any]:
 def _check_task(given: Given, refusals: Refusals) -> None:
     task = given["task"]
     if task not in _TASKS:
-        why = _ELSEWHERE.get(task, f"there are {', '.join(_TASKS)}")
+        why = ELSEWHERE.get(task, f"there are {', '.join(_TASKS)}")
         refusals.add(f"--task {task}: not supported; {why}")
 
 

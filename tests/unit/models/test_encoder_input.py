@@ -17,6 +17,7 @@ from ds_seq.models.decoder_only import DecoderOnlyTransformer
 from ds_seq.models.encoder_input import LanguageModelInput
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import real_rows
+from ds_seq.modules.characters import CharacterEmbedding
 
 VOCAB, START, PAD, WIDTH = 23, 2, 1, 12
 ONE = {"name": "decoder_only", "d_model": WIDTH, "decoder_layers": 2, "num_heads": 2, "ffn_dim": 16}
@@ -26,6 +27,11 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "untied": {**ONE, "share_embeddings": "none", "positions": "rotary", "embedding_dim": 4},
     "biased": {**ONE, "output_bias": True, "d_model": 16, "positions": "learned"},
     "adaptive": {**ONE, "adaptive": {"cutoffs": [8, 16], "factor": 2}, "decoder_repeats": 2},
+    "bytes": {
+        **ONE,
+        "share_embeddings": "none",
+        "character_embeddings": {"filters": [[1, 4], [2, 5]], "max_bytes": 4},
+    },
     "masked": {**TWO, "norm_position": "pre"},
     "retention": {**ONE, "decoder_mixer": "retention", "positions": "none"},
 }
@@ -44,6 +50,9 @@ def made(section: TransformerConfig) -> Seq2SeqTransformer:
     model = build_model(section, VOCAB, 1, 0, seed=1)
     assert isinstance(model, Seq2SeqTransformer) and model.encoder_input is not None
     model.encoder_input.begin_with(START)
+    table = model.encoder_input.model.target_embedding
+    if isinstance(table, CharacterEmbedding):
+        table.read_pieces([f"p{n}" for n in range(VOCAB)], pad=PAD, eos=START, unk=3, bos=None)
     if model.encoder_input.mix is not None:  # not all layers alike
         torch.nn.init.normal_(model.encoder_input.mix.weights, generator=_generator())
     return model
