@@ -71,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
     if not arguments.report:
         _train(arguments)
     curves = read_curves(folder / "runs")
+    if arguments.only is not None:
+        return 0
     if not seeds_of(curves, "constant"):
         raise UserError(f"{folder}/runs: no pair of runs was validated; train them first")
     return _finish(arguments, curves)
@@ -85,10 +87,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("texts", nargs="*", metavar="LANGUAGE=FILE", help="tables: English, other language")
     add("--general", nargs=3, type=Path, metavar=("TRAIN", "VALID", "TEST"), help="en-de tables")
     add("--folder", type=Path, default=Path.home() / ".cache/ds_seq/experts_pay")
-    add("--updates", type=int, default=7300, help="of the dense runs")
+    add("--updates", type=int, default=7000, help="of the dense runs; a multiple of 1,000")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--schedules", nargs="+", default=["constant", "decay"], choices=["constant", "decay"])
-    add("--only", metavar="NAME", help="one run, such as constant-moe-1")
+    add("--only", metavar="NAME", help="train one run, such as constant-moe-1, and do not report")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all experiments")
     add("--set-moe", nargs="+", default=[], metavar="KEY=VALUE", help="of those with experts")
     add("--cost", type=int, metavar="N", help="compare processor time in N turns of 5 updates")
@@ -188,16 +190,18 @@ def _prepare_gpu(folder: Path, out: Path) -> int:
         text = dump(config).replace(f"{folder}/", "")
         (out / f"{run.name}.yaml").write_text(text, encoding="utf-8")
     shards = folder / f"data-{MEDIUM.vocab_size}"
-    with tarfile.open(out / "shards.tar.xz", "w:xz") as archive:
-        archive.add(shards, shards.name, filter=_without_test)
+    with tarfile.open(out / "shards.tar.xz", "w:xz", preset=1) as archive:
+        archive.add(shards, shards.name, filter=_if_needed)
     (out / "run.sh").write_text(GPU_SCRIPT, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB; CHECKOUT=FOLDER bash {out.name}/run.sh")
     return 0
 
 
-def _without_test(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if Path(info.name).name.startswith("test.") else info
+def _if_needed(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Leave out clean text and the test split."""
+    name = Path(info.name).name
+    return None if name == "clean" or name.startswith("test.") else info
 
 
 if __name__ == "__main__":
