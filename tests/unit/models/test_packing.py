@@ -7,7 +7,7 @@ import torch
 
 from ds_seq.models.packing import pack_weights
 from ds_seq.modules.linear import Linear
-from ds_seq.modules.packed import _LARGE, pack
+from ds_seq.modules.packed import _LARGE, _SMALL, pack
 from ds_seq.moe.experts import Experts
 from tests.batches import score
 from tests.unit.models.sections import ROUTERS
@@ -51,6 +51,22 @@ def test_every_map_is_packed_but_gradients_see_the_weights(build, pairs, shape):
     changed = score(model, pairs.src, pairs.tgt).logits
     torch.testing.assert_close(packed, before, atol=1e-5, rtol=1e-5)
     assert (changed - before).abs().max() > 0.1
+
+
+@needs_packing
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("rows", [1, _SMALL // (24 * 40) + 1])  # without oneDNN, and with it
+def test_a_packed_map_is_a_copy_for_few_rows_and_many(rows, activation):
+    generator = torch.Generator().manual_seed(5)
+    weight, bias = torch.randn(24, 40, generator=generator), torch.randn(24, generator=generator)
+    x = torch.randn(rows, 40, generator=generator)
+    expected = torch.nn.functional.linear(x, weight, bias)
+    if activation == "relu":
+        expected = expected.relu()
+    packed = pack(weight, bias)
+    assert packed is not None
+    weight.zero_()
+    torch.testing.assert_close(packed(x, activation), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
