@@ -13,7 +13,7 @@ from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import translate
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
-from ds_seq.runs.data import cut_as_trained, open_for_model
+from ds_seq.runs.data import open_for_model, pairs_as_trained
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.scores.scoring import CorpusScore, Scorer
 from ds_seq.surgery.prune import Ids
@@ -96,8 +96,9 @@ def measured_pairs(options: argparse.Namespace, stored: StoredRun | LoadedRun) -
     Raises:
         UserError: the shards are missing or damaged, or belong to another model.
     """
-    source = open_for_model(options.data, options.split, options.run, stored)
-    return spread_sample(cut_as_trained(source, stored), stored.card, options.max_tokens_measured)
+    reader = open_for_model(options.data, options.split, options.run, stored)
+    pairs = pairs_as_trained(reader, options.split, stored)
+    return spread_sample(pairs, options.max_tokens_measured)
 
 
 def encoded_pairs(run: LoadedRun, texts: Texts, device: torch.device) -> list[Ids]:

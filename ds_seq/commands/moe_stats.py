@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from ds_seq import distributed
 from ds_seq.commands.arguments.moe_stats import build_parser
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.corpora import CorporaDataset, Part
+from ds_seq.data.corpora import CorporaDataset
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import Source, first_tokens
@@ -32,10 +31,8 @@ from ds_seq.reports.heat_map import draw_heat_map, save_picture
 from ds_seq.reports.metrics import LossSums, layer_figures, load_panel, load_table, router_table
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.runs.card import LoadedRun
-from ds_seq.runs.data import cut_as_trained, open_for_model
+from ds_seq.runs.data import open_for_model, pairs_as_trained
 from ds_seq.runs.open import load_run
-from ds_seq.tasks.corpora import named_texts
-from ds_seq.tasks.mix import corpus_parts
 from ds_seq.text.lines import check_writable
 from ds_seq.text.tokenizer import Tokenizer
 
@@ -81,39 +78,18 @@ def examples_by_language(
 ) -> tuple[ParallelDataset, dict[str, NDArray[np.int64]]]:
     """Return the pairs of shards as a model reads them, and their numbers by language tag.
 
-    Tags of `data.mixing.language_tags` are not in the shards, but added when pairs are read.
-
     Args:
         run: the model.
         reader: the shards.
         split: the name of their split.
     """
-    source, sizes = cut_as_trained(reader, run), run.card.sizes
-    limits = sizes.max_source_length, sizes.max_target_length
-    parts = _tagged_parts(run, reader, split)
-    if not parts:
-        plain = ParallelDataset(source, *limits)
-        return plain, languages(source, plain.rows, run.tokenizers.source)
-    dataset = CorporaDataset(source, parts, *limits)
+    dataset = pairs_as_trained(reader, split, run)
+    if not isinstance(dataset, CorporaDataset):
+        return dataset, languages(dataset.source, dataset.rows, run.tokenizers.source)
     pieces = run.tokenizers.source.pieces
-    names = [pieces(part.tags[0][:1])[0] if part.tags[0] else _UNTAGGED for part in parts]
+    names = [pieces(part.tags[0][:1])[0] if part.tags[0] else _UNTAGGED for part in dataset.parts]
     of_example = np.asarray(names)[dataset.part_of(np.arange(len(dataset.rows)))]
     return dataset, {name: np.flatnonzero(of_example == name) for name in sorted(set(names))}
-
-
-def _tagged_parts(run: LoadedRun, reader: ShardReader, split: str) -> list[Part]:
-    """Return the corpora of the shards if training adds tags to them; none of other shards."""
-    known = [record.name for record in reader.manifest.corpora]
-    if (
-        run.experiment is None
-        or not known
-        or known != list(named_texts(run.experiment.data, split))
-    ):
-        return []
-    parts = corpus_parts(run.experiment.data, run.tokenizers, split, reader)
-    if not any(any(part.tags) for part in parts):
-        return []
-    return [replace(part, join=None, modifier=None, in_stages={}) for part in parts]
 
 
 def languages(

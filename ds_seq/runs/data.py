@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from ds_seq.data.batch import ParallelDataset
+from ds_seq.data.corpora import CorporaDataset, Part
 from ds_seq.data.expected import expected_by_model
 from ds_seq.data.open import open_shards
 from ds_seq.data.origin import check_origin
@@ -13,6 +16,8 @@ from ds_seq.data.truncation import UNCUT, TruncatedSource
 from ds_seq.errors import UserError
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.tasks import cut_limits
+from ds_seq.tasks.corpora import named_texts
+from ds_seq.tasks.mix import corpus_parts
 from ds_seq.text.tags import untagged_message
 
 
@@ -66,6 +71,40 @@ def cut_as_trained(source: Source, run: StoredRun | LoadedRun) -> Source:
     """Return pairs as the training of a model cut them (`data.long_pairs`)."""
     limits = UNCUT if run.experiment is None else cut_limits(run.experiment.data)
     return source if limits == UNCUT else TruncatedSource(source, limits)
+
+
+def pairs_as_trained(
+    reader: ShardReader, split: str, run: StoredRun | LoadedRun
+) -> ParallelDataset:
+    """Return the pairs of shards that are within a model's limits, as its training reads them.
+
+    They are cut as there, and have the tags of `data.mixing.language_tags`, which are not in the
+    shards; such a dataset is a `CorporaDataset`.
+
+    Args:
+        reader: the shards.
+        split: name of their split.
+        run: the model.
+    """
+    source, sizes = cut_as_trained(reader, run), run.card.sizes
+    limits = sizes.max_source_length, sizes.max_target_length
+    parts = _tagged_parts(reader, split, run)
+    return CorporaDataset(source, parts, *limits) if parts else ParallelDataset(source, *limits)
+
+
+def _tagged_parts(reader: ShardReader, split: str, run: StoredRun | LoadedRun) -> list[Part]:
+    """Return the corpora of the shards if training adds tags to them; none of other shards."""
+    known = [record.name for record in reader.manifest.corpora]
+    if (
+        run.experiment is None
+        or not known
+        or known != list(named_texts(run.experiment.data, split))
+    ):
+        return []
+    parts = corpus_parts(run.experiment.data, run.tokenizers, split, reader)
+    if not any(any(part.tags) for part in parts):
+        return []
+    return [replace(part, join=None, modifier=None, in_stages={}) for part in parts]
 
 
 def untagged_warning(reader: ShardReader, card: ModelCard) -> str | None:

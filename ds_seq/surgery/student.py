@@ -24,9 +24,9 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.progress import Progress
-from ds_seq.data.source import TARGET, Source
+from ds_seq.data.source import TARGET
 from ds_seq.names import STACKS
-from ds_seq.runs.card import LoadedRun, ModelCard
+from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 from ds_seq.surgery.merge import ExpertUse, equal_use, measure_use, merge_experts
 from ds_seq.surgery.prune import moe_layers
@@ -53,16 +53,13 @@ class Sample(NamedTuple):
     pairs: NDArray[np.int64]
 
 
-def spread_sample(source: Source, card: ModelCard, max_tokens: int) -> Sample:
-    """Sample pairs, evenly spread over a source, for measuring experts.
+def spread_sample(dataset: ParallelDataset, max_tokens: int) -> Sample:
+    """Sample pairs, evenly spread over a dataset, for measuring experts.
 
     Args:
-        source: shards that were made with the model's vocabulary.
-        card: card of the model.
+        dataset: pairs with the model's vocabulary.
         max_tokens: approximate number of target tokens, at least 1.
     """
-    sizes = card.sizes
-    dataset = ParallelDataset(source, sizes.max_source_length, sizes.max_target_length)
     tokens = int(dataset.lengths[:, TARGET].sum())
     count = min(max(len(dataset) * max_tokens // tokens, 1), len(dataset))
     spread = (np.arange(count) + 0.5) * len(dataset) / count

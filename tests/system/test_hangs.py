@@ -105,10 +105,11 @@ def _slow(kind: type, name: str, once: int, sign: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(kind, name, method)
 
 
+# they wait; tests/distributed/test_watchdog.py has the same without a training
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (CheckpointStore, "start"),
+        pytest.param(CheckpointStore, "start", marks=pytest.mark.slow),
         pytest.param(UpdateRunner, "__call__", marks=pytest.mark.slow),  # compiles in the first one
         pytest.param(Validator, "__call__", marks=pytest.mark.slow),  # before the first update
     ],
@@ -126,6 +127,7 @@ def test_long_work_of_one_rank_does_not_end_a_training(
     assert checkpoints(tmp_path) == [2]
 
 
+@pytest.mark.slow  # waits; tests/distributed/test_watchdog.py has the same without a training
 def test_an_update_that_takes_longer_than_the_limit_ends_the_training(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

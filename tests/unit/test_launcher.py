@@ -122,7 +122,9 @@ def test_a_training_in_slurm_ends_at_once(tmp_path: Path, started: list[Started]
     assert not run.rank.is_running() and not (tmp_path / "asked").exists()
 
 
-@pytest.mark.parametrize("mark", ["RANK=0 WORLD_SIZE=2", "SLURM_PROCID=0"])
+@pytest.mark.parametrize(
+    "mark", ["RANK=0 WORLD_SIZE=2", pytest.param("SLURM_PROCID=0", marks=pytest.mark.slow)]
+)
 def test_what_no_launcher_has_started_goes_on(
     mark: str, tmp_path: Path, started: list[Started]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ds_seq.commands.calibration import measured_pairs
 from ds_seq.commands.moe_stats import languages, main
 from ds_seq.data.binarize import binarize
 from ds_seq.data.manifest import CorpusRecord
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
+from ds_seq.runs.open import open_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 from tests.batches import inputs_of
@@ -176,6 +179,17 @@ def test_tags_that_training_adds_are_as_good_as_those_in_the_text(
     assert found == answer(capsys, lab / "moe", "--data", tmp_path / "written") | {
         "checkpoint": found["checkpoint"]
     }
+    sources = [_measured(tmp_path / "run", tmp_path / name) for name in ("mixed", "written")]
+    assert sources[0] == sources[1]
+
+
+def _measured(run: Path, data: Path) -> list[list[int]]:
+    """The sources by which experts are measured that are to be merged."""
+    options = argparse.Namespace(run=run, data=data, split="valid", max_tokens_measured=10**6)
+    stored = open_run(run, "best")
+    dataset, pairs = measured_pairs(options, stored)
+    batch = dataset.collate(pairs, stored.tokenizers.source.symbols)
+    return batch.inputs.source.tolist()
 
 
 def test_sentences_are_sorted_by_the_tag_that_opens_them(lab: Path) -> None:

@@ -22,6 +22,7 @@ SCRIPT = ROOT / "prepare_data" / "clean.py"
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable]
 
 
+@pytest.mark.slow  # waits; tests/unit/data/test_processes.py has the same of worker processes
 @pytest.mark.mpirun
 @pytest.mark.timeout(120)
 def test_a_hung_rank_is_named_and_others_go_on_from_there(
