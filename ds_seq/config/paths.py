@@ -39,7 +39,7 @@ _INPUTS = {
     "model": {"path": "", "encoder_input": {"path": ""}},
     "criterion": {**_CRITERION, "base": _CRITERION},
     "train": {"deepspeed": "", "init_from": ""},
-    "generation": {"lm": ""},
+    "generation": {"lm": "", "shortlist": ""},
 }
 """Keys whose values are paths of files that a run reads: those that end with the given suffix.
 
