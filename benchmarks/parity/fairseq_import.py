@@ -71,7 +71,10 @@ VARIANTS: Mapping[str, str] = {
     "fconv_shared": f"{_GATED} --decoder-out-embed-dim WIDTH --share-input-output-embed",
     "languages": "--task translation_multi_simple_epoch --lang-pairs en-de,de-en --langs en,de "
     "--encoder-langtok src --decoder-langtok --share-all-embeddings",
+    "bart": "--arch bart_base --task denoising --mask 0.3 --mask-length span-poisson "
+    "--max-source-positions 300 --max-target-positions 300",
 }
+_OF_ONE_SIDE = ("bart",)  # with the dictionary of the source for both
 _LM = "--task language_modeling --tokens-per-sample 200 --decoder-embed-dim WIDTH"
 _SMALL = (
     "--decoder-ffn-embed-dim 12 --decoder-layers 3 --decoder-attention-heads 2 "
@@ -169,7 +172,10 @@ class Sides:
         flags = {}
         for name, given in _with_width(variants, self._width):
             has_sizes = "--arch fconv" in given or name in LANGUAGE_MODELS
-            is_one_pair = "--lang-pairs" not in given and name not in LANGUAGE_MODELS
+            is_one_pair = "--lang-pairs" not in given and name not in (
+                *LANGUAGE_MODELS,
+                *_OF_ONE_SIDE,
+            )
             flags[name] = f"{tiny[has_sizes]} {pair if is_one_pair else ''} {given}"
         listed = self._folder / "variants.json"
         listed.write_text(json.dumps(flags), encoding="utf-8")
@@ -199,7 +205,7 @@ class Sides:
         first, second = (self._data / f"dict.{code}.txt" for code in self._languages)
         words = ["import", "fairseq", str(checkpoint), "--dict", str(first), "--out", str(run)]
         words += ["--source-lang", self._languages[0], *more]
-        if checkpoint.stem not in LANGUAGE_MODELS:
+        if checkpoint.stem not in (*LANGUAGE_MODELS, *_OF_ONE_SIDE):
             words += ["--target-dict", str(second), "--target-lang", self._languages[1]]
         if cli.main(words) != 0:
             raise SystemExit(f"ds-seq {' '.join(words)} failed")

@@ -27,7 +27,7 @@ from fairseq import checkpoint_utils, options, tasks  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 from fairseq.models import FairseqLanguageModel  # noqa: E402
 
-_LM = "language_modeling"
+_OF_ONE_SIDE = {"language_modeling", "denoising"}  # tasks
 
 
 def main(folder: str, pairs: str, variants: str, out: str) -> None:
@@ -36,7 +36,7 @@ def main(folder: str, pairs: str, variants: str, out: str) -> None:
     for name, flags in json.loads(Path(variants).read_text(encoding="utf-8")).items():
         path = f"{out}/{name}.pt"
         words = flags.split()
-        data = f"{out}/text" if _LM in words else folder
+        data = f"{out}/text" if _OF_ONE_SIDE & {*words} else folder
         make(data, path, [word for word in words if word != "--float32"])
         dtype = torch.float32 if "--float32" in words else torch.float64
         torch.save(logits(path, data, sentences, dtype), f"{out}/{name}.logits.pt")

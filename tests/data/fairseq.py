@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.numpy
 
 _RECORDED = Path(__file__).with_name("fairseq_data.safetensors")
-_CHECKPOINTS = ("checkpoints", "convolutions")
+_CHECKPOINTS = ("checkpoints", "convolutions", "denoising")
 _LANGUAGE_MODELS = ("language_models",)
 LANGUAGE_MODELS = (
     "lm_adaptive_tied", "lm_adaptive_apart", "lm_lightconv_adaptive", "lm_fconv",
@@ -32,8 +32,9 @@ def write_checkpoints(folder: Path, language_models: bool = False) -> None:
     """Write checkpoints `NAME.pt` of fairseq and `NAME.logits.pt`, what it computed with them.
 
     Recorded by `benchmarks/parity/fairseq_import.py --record`, as is `pairs.json`, the ids;
-    those of convolutions with `--variants lightweight dynamic fconv fconv_shared`, language models
-    with `--variants` and the names in `LANGUAGE_MODELS`. These read the sources of the pairs.
+    those of convolutions with `--variants lightweight dynamic fconv fconv_shared`, of denoising
+    with `--variants bart`, language models with `--variants` and the names in `LANGUAGE_MODELS`.
+    These read the sources of the pairs.
     """
     # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
     safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}

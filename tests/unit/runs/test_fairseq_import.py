@@ -24,6 +24,7 @@ Capture = pytest.CaptureFixture[str]
 NAMES = (
     "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
     "alibi", "fused", "languages", "lightweight", "dynamic", "fconv", "fconv_shared",
+    "bart",
 )  # fmt: skip
 
 
@@ -117,6 +118,22 @@ def test_languages_that_cannot_be_imported_are_named(
     assert run_import(path, tmp_path / "run", *codes) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_denoising_model_reads_its_start_symbol_and_has_one_language(
+    recorded: Path, tmp_path: Path
+) -> None:
+    words = ["--dict", str(recorded / "spm" / "dict.en.txt"), "--out", str(tmp_path / "run")]
+    words += ["--sentencepiece", str(recorded / "spm.model")]
+    assert cli.main(["import", "fairseq", str(recorded / "bart.pt"), *words]) == 0
+    run = open_run(tmp_path / "run", "best")
+    source = run.tokenizers.source
+    assert source.pieces(source.symbols.framed(source.encode("a")))[0] == "<s>"
+    assert source.pieces([len(source) - 1]) == ["<mask>"]
+    assert run.card.source_lang == run.card.target_lang == "und"
+    assert cli.main(["import", "fairseq", str(recorded / "bart.pt"), *words[:2], *words[4:],
+                     "--out", str(tmp_path / "german"), "--source-lang", "de"]) == 0  # fmt: skip
+    assert open_run(tmp_path / "german", "best").card.target_lang == "de"
 
 
 def test_every_tensor_is_accounted_for(tmp_path: Path, capsys: Capture) -> None:
@@ -252,9 +269,9 @@ def wider(state: dict[str, Tensor]) -> None:
         (None, {"encoder_layers": 0}, r"best\.pt: model\.encoder_layers: should be at least 1"),
         (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
-        (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
+        (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: of language models"),
         (None, {"decoder_ffn_embed_dim": 16}, "--encoder-ffn-embed-dim 12 and --decoder-ffn"),
-        (None, {"arch": "nat"}, "--arch nat: only Transformers, lightconv and fconv"),
+        (None, {"arch": "nat"}, "--arch nat: only Transformers, BART, lightconv and fconv"),
         (None, {"encoder_glu": False}, "--encoder-glu: belongs to --arch lightconv"),
         (None, {"source_lang": None}, "names no languages; add --source-lang"),
         (None, {"encoder_learned_pos": True}, "--encoder-learned-pos True and --decoder-learned"),

@@ -23,6 +23,7 @@ from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.plain import Inert
 from ds_seq.runs.formats.fairseq.recurrent import RECURRENT
 
+_PREFIXES = ("transformer", "bart", "mbart", LIGHTCONV, FCONV)
 _NESTED = ("encoder", "decoder", "quant_noise")
 _SECTIONS = ("common", "task", "criterion", "model", "generation")
 _MOST_LEVELS = 20
@@ -129,10 +130,10 @@ def given_model(arguments: Mapping[str, Any]) -> Given:
             _check_number(flag.names[0], value)
         values[dest] = value
     arch = str(values.get("arch", "transformer"))
-    if not arch.startswith(("transformer", LIGHTCONV, FCONV)) and arch not in (*RECURRENT, LSTM_LM):
+    if not arch.startswith(_PREFIXES) and arch not in (*RECURRENT, LSTM_LM):
         raise UserError(
-            f"import: --arch {arch}: only Transformers, lightconv and fconv of fairseq can be "
-            f"imported, and {', '.join((*RECURRENT, LSTM_LM))}"
+            f"import: --arch {arch}: only Transformers, BART, lightconv and fconv of fairseq can "
+            f"be imported, and {', '.join((*RECURRENT, LSTM_LM))}"
         )
     # a checkpoint has the values themselves, so the name of the architecture adds nothing
     return Given(values)

@@ -14,7 +14,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.arguments import is_language_model
-from ds_seq.runs.formats.fairseq.languages import language_options
+from ds_seq.runs.formats.fairseq.languages import DENOISING, language_options
 from ds_seq.text.build import train_tokenizers
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.tokenizer import Tokenizers
@@ -153,7 +153,10 @@ def _added(options: Mapping[str, Any]) -> Sequence[str]:
 def _codes(
     arguments: Mapping[str, Any], languages: tuple[str | None, str | None]
 ) -> tuple[str, str]:
-    """Return the language codes of source and target."""
+    """Return the language codes of source and target; a denoising model has one language."""
+    if arguments.get("task") == DENOISING:
+        source = languages[0] or UNKNOWN_LANGUAGE
+        return source, languages[1] or source
     codes = []
     for own, side in zip(languages, ("source", "target"), strict=True):
         code = own or arguments.get(f"{side}_lang")

@@ -1,7 +1,8 @@
 """Languages of a multilingual model of fairseq, as options of its vocabulary.
 
 `translation_multi_simple_epoch`, with which M2M-100 was trained, adds a symbol for each language to
-the dictionary, and puts one of them in front of sources and targets.
+the dictionary, and puts one of them in front of sources and targets. `denoising`, with which BART
+was trained, adds one for what is masked, and puts the start symbol in front of both.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from ds_seq.plugins import nearest
 from ds_seq.text.vocab_file import read_vocab_file
 
 _TASK = "translation_multi_simple_epoch"
+DENOISING = "denoising"
+_MASK, _START = "<mask>", "<s>"
 _STYLES = {"multilingual": "__{}__", "mbart": "[{}]"}
 
 
@@ -32,6 +35,8 @@ def language_options(
         UserError: the languages are unknown, do not include the pair, or are marked in a way that
             cannot be imported.
     """
+    if arguments.get("task") == DENOISING:
+        return {"added_symbols": [_MASK], "source_opening": _START, "target_opening": _START}
     if arguments.get("task") != _TASK:
         if names is not None:
             raise UserError(f"--lang-dict: the checkpoint is of no model of --task {_TASK}")
@@ -47,7 +52,7 @@ def language_options(
     form = _STYLES[arguments.get("lang_tok_style") or "multilingual"]
     symbols = [form.format(language) for language in languages]
     if form == _STYLES["mbart"]:
-        symbols.append("<mask>")
+        symbols.append(_MASK)
     of_source, of_target = _places(arguments)
     options: dict[str, Any] = {"added_symbols": symbols}
     if of_source:
