@@ -269,7 +269,7 @@ def wider(state: dict[str, Tensor]) -> None:
         (None, {"encoder_layers": 0}, r"best\.pt: model\.encoder_layers: should be at least 1"),
         (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
-        (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: of language models"),
+        (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: of lang"),
         (None, {"decoder_ffn_embed_dim": 16}, "--encoder-ffn-embed-dim 12 and --decoder-ffn"),
         (None, {"arch": "nat"}, "--arch nat: only Transformers, BART, lightconv and fconv"),
         (None, {"encoder_glu": False}, "--encoder-glu: belongs to --arch lightconv"),
