@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed and BLEU of number formats on a CPU, with and without a shortlist, beside CTranslate2.
+"""Speed and BLEU of number formats on a CPU, with and without a shortlist, and of CTranslate2.
 
 Every system translates the same sentences with one thread, in turns in one process, in batches of
 the size that is fastest for it. Times are processor times, and ratios are taken within a round.
