@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from typing import Any
 from common import Goal, Spread, add_common_arguments, finish, table
 
 import ds_seq
-from ds_seq import cli
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.errors import UserError, run_command
 
@@ -146,7 +146,8 @@ _ROUTER_LOSSES = {"loss_weights": {"load_balance": 0.01, "router_z": 0.001}}
 
 
 def _run(*words: object) -> None:
-    if code := cli.main([str(word) for word in words]):
+    # in a process of its own: a command leaves the group of processes that all trainings here share
+    if code := subprocess.call([sys.executable, "-m", "ds_seq", *map(str, words)]):
         raise UserError(f"ds-seq {words[0]}: ended with exit code {code}")
 
 
