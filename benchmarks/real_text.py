@@ -1,4 +1,4 @@
-"""Small trainings on real text: data of a number of pairs, runs that are not repeated, their scores."""
+"""Small trainings on real text: data of some pairs, runs that are not repeated, their scores."""
 
 from __future__ import annotations
 
