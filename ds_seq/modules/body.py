@@ -29,7 +29,7 @@ class Context(NamedTuple):
     token_mask: Tensor | None = None
     """(B, T) bool, True at real tokens, which sparse bodies route; None if all are real."""
     attention_mask: Tensor | None = None
-    """Mask of self-attention, (B, 1, 1, T) or wider, see `ds_seq.modules.attend`; or None."""
+    """Mask of self-attention, (B, 1, 1, T) or wider, see `ds_seq.modules.attention`; or None."""
     source: Tensor | None = None
     """(B, S, D) encoded source; None if there is none, and in `Body.step`, whose pasts hold it."""
     source_mask: Tensor | None = None

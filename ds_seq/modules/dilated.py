@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ds_seq.modules.attend import attend, attend_with_map
-from ds_seq.modules.attention import SelfAttention
+from ds_seq.modules.attention import SelfAttention, attend, attend_with_map
 from ds_seq.modules.body import BodyOutput, Context
 from ds_seq.modules.kv_cache import BeamPaths, KeyValue, KeyValueBuffer
 from ds_seq.modules.position_bias import OUTSIDE

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.modules.attend import attend
+from ds_seq.modules.attention import attend
 from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.modules.position_bias import OUTSIDE, PositionBias
 

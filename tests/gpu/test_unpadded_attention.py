@@ -7,7 +7,7 @@ import torch
 
 from ds_seq.models.seq2seq import padding_mask
 from ds_seq.modules import unpadded_attention
-from ds_seq.modules.attend import attend
+from ds_seq.modules.attention import attend
 from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.modules.unpadded_attention import lengths_of, serves
 

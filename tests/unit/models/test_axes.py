@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.modules.attend import attend, attend_with_map
-from ds_seq.modules.attention import SelfAttention
+from ds_seq.modules.attention import SelfAttention, attend, attend_with_map
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.modules.rms_norm import RmsNorm

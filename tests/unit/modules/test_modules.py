@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ds_seq.modules import linear
-from ds_seq.modules.attend import attend, attend_with_map
-from ds_seq.modules.attention import SelfAttention
+from ds_seq.modules.attention import SelfAttention, attend, attend_with_map
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
@@ -140,7 +139,7 @@ def test_a_map_is_what_attention_was_before_dropout():
 def test_both_attention_kernels_agree_around_the_switch(monkeypatch):
     query, key, value = torch.randn(3, 2, 2, 5, 8, generator=generator())
     short = attend(query, KeyValue(key, value), dropout=0.0)
-    monkeypatch.setattr("ds_seq.modules.attend._FUSED_MIN_QUERIES", 0)
+    monkeypatch.setattr("ds_seq.modules.attention._FUSED_MIN_QUERIES", 0)
     torch.testing.assert_close(
         attend(query, KeyValue(key, value), dropout=0.0), short, atol=1e-6, rtol=1e-5
     )

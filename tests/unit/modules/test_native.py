@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ds_seq.modules import native
-from ds_seq.modules.attend import attend
+from ds_seq.modules.attention import attend
 from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.search.top_k import top_continuations
 

@@ -21,7 +21,7 @@ from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models import build_seq2seq, seq2seq
 from ds_seq.models.seq2seq import padding_mask
 from ds_seq.modules import unpadded_attention
-from ds_seq.modules.attend import attend
+from ds_seq.modules.attention import attend
 from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.modules.unpadded_attention import attend_unpadded, lengths_of
 
