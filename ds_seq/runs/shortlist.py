@@ -7,9 +7,7 @@ of the target. Its header has the fingerprint of the vocabulary and a checksum.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -81,5 +79,4 @@ def with_shortlist(
     if settings.shortlist is None:
         return search
     shortlist = load_shortlist(Path(settings.shortlist), tokenizers, device)
-    same: dict[str, Any] = {each.name: vars(search)[each.name] for each in fields(BeamSearch)}
-    return ShortlistSearch(**same, shortlist=shortlist)
+    return ShortlistSearch(**search.settings, shortlist=shortlist)

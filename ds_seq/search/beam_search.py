@@ -13,8 +13,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -134,6 +134,11 @@ class BeamSearch:
             raise ValueError(f"temperature={self.temperature} is not above 0")
         if self.sampling is not None and self.selection != Plain():
             raise ValueError(f"sampling does not go together with selection={self.selection}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the fields that each beam search has, by name; not those of a subclass."""
+        return {each.name: vars(self)[each.name] for each in fields(BeamSearch)}
 
     @property
     def width(self) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,11 +36,8 @@ class ExpertSearch(BeamSearch):
 
         See `BeamSearch.search`; each expert contributes the `num_best` best ones.
         """
-        settings: dict[str, Any] = {
-            field.name: vars(self)[field.name] for field in fields(BeamSearch)
-        }
         of_experts = []
         for start in self.starts:
-            search = BeamSearch(**{**settings, "symbols": replace(self.symbols, start=start)})
+            search = BeamSearch(**{**self.settings, "symbols": replace(self.symbols, start=start)})
             of_experts.append(search.search(model, source, source_mask, any_rank, numbers))
         return [list(chain(*found)) for found in zip(*of_experts, strict=True)]

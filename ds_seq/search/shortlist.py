@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Generic, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -111,8 +111,7 @@ class ShortlistSearch(BeamSearch):
         allowed = self.shortlist.allowed(source, source_mask)
         tokens = allowed.any(0).nonzero().flatten()  # (U,)
         places = {token: place for place, token in enumerate(tokens.tolist())}
-        settings: dict[str, Any] = {each.name: vars(self)[each.name] for each in fields(BeamSearch)}
-        search = BeamSearch(**{**settings, "symbols": _placed(self.symbols, places)})
+        search = BeamSearch(**{**self.settings, "symbols": _placed(self.symbols, places)})
         restricted = _Restricted(model, tokens, allowed.index_select(1, tokens))
         found = search.search(restricted, source, source_mask, None, numbers)
         ids = tokens.tolist()

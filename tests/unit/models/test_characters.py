@@ -10,18 +10,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ds_seq.config.model import DecoderOnlyConfig
-from ds_seq.data.source import TokenBlock
-from ds_seq.data.text_batch import TextInputs, text_batch
 from ds_seq.models import build_model
 from ds_seq.modules.characters import CharacterEmbedding
-from ds_seq.text.tokenizer import Symbols
+from tests.unit.models.text_models import EXACT, check_steps, inputs_of
 
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "a", "ab", "ba", "\u2581ab", "abcdefgh", "abcdefxy"]
 VOCAB = len(PIECES)
-SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2)
 NETWORK = {"filters": [[1, 3], [2, 4], [3, 5]], "embedding_dim": 3, "max_bytes": 6}
 TEXTS = [[5, 6, 7, 8, 2], [9, 3, 2], [4, 2]]
-EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def config(**options: Any) -> DecoderOnlyConfig:
@@ -41,10 +37,6 @@ def made(**options: Any) -> Any:
     return model
 
 
-def inputs_of(texts: list[list[int]]) -> TextInputs:
-    return text_batch(TokenBlock.of(texts), SYMBOLS).inputs
-
-
 BANDS = {"cutoffs": [4, 7], "factor": 2, "input": False}
 
 
@@ -54,15 +46,7 @@ def test_padding_mates_later_tokens_and_steps_change_nothing(options: dict[str, 
     model = made(**options).eval()
     total = sum(parameter.numel() for parameter in model.parameters())
     assert config(**options).num_params(VOCAB).total == total
-    inputs = inputs_of(TEXTS)
-    logits = model(inputs).logits
-    cache = model.start_cache(model.encode(*inputs[:2]), 1, 8)
-    steps = [model.decode_step(tokens, cache) for tokens in inputs.tokens.t()]
-    torch.testing.assert_close(torch.stack(steps, 1)[inputs.target_mask], logits, **EXACT)
-    torch.testing.assert_close(model(inputs_of(TEXTS[1:2])).logits, logits[5:8], **EXACT)
-    changed = model(inputs_of([[5, 6, 4, 8, 2]])).logits  # the third of five
-    torch.testing.assert_close(changed[:3], logits[:3], **EXACT)
-    assert (changed[3:] - logits[3:5]).abs().max() > 1e-3
+    check_steps(model, TEXTS, 4, 1e-3)
 
 
 @torch.no_grad()

@@ -17,11 +17,10 @@ from ds_seq.data.source import TokenBlock
 from ds_seq.data.text_batch import TextInputs, text_batch
 from ds_seq.models import build_model
 from ds_seq.models.packing import pack_weights
-from ds_seq.text.tokenizer import Symbols
 from tests.unit.models.test_recurrent import gradient_order
+from tests.unit.models.text_models import EXACT, SYMBOLS, check_beam, check_steps, inputs_of
 
 VOCAB = 23
-SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2)
 BANDS = {"cutoffs": [7, 15], "factor": 2, "input": False}
 CASES: dict[str, dict[str, Any]] = {
     "one width": {"decoder_convolutions": [[8, 3]] * 2},
@@ -31,7 +30,6 @@ CASES: dict[str, dict[str, Any]] = {
     "plain maps": {"weight_norm": False},
 }
 TEXTS = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 2]]
-EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def config(**options: Any) -> ConvolutionalLmConfig:
@@ -52,45 +50,21 @@ def batch_of(texts: list[list[int]]) -> Batch[TextInputs]:
     return text_batch(TokenBlock.of(texts), SYMBOLS)
 
 
-def inputs_of(texts: list[list[int]]) -> TextInputs:
-    return batch_of(texts).inputs
-
-
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 @torch.no_grad()
 def test_padding_mates_later_tokens_and_steps_change_nothing(options: dict[str, Any]) -> None:
     model = made(**options).eval()
     total = sum(parameter.numel() for parameter in model.parameters())
     assert config(**options).num_params(VOCAB).total == total
-    inputs = inputs_of(TEXTS)
-    logits = model(inputs).logits
-    cache = model.start_cache(model.encode(*inputs[:2]), 1, 8)
-    steps = [model.decode_step(tokens, cache) for tokens in inputs.tokens.t()]
-    torch.testing.assert_close(torch.stack(steps, 1)[inputs.target_mask], logits, **EXACT)
-    torch.testing.assert_close(model(inputs_of(TEXTS[1:2])).logits, logits[5:8], **EXACT)
-    changed = model(inputs_of([[5, 6, 20, 8, 2]])).logits  # the third of five
-    torch.testing.assert_close(changed[:3], logits[:3], **EXACT)
-    assert (changed[3:] - logits[3:5]).abs().max() > 1e-3
+    logits = check_steps(model, TEXTS, 20, 1e-3)
     pack_weights(model)
-    torch.testing.assert_close(model(inputs).logits, logits, **EXACT)
+    torch.testing.assert_close(model(inputs_of(TEXTS)).logits, logits, **EXACT)
 
 
 @torch.no_grad()
 def test_what_is_under_the_kernels_follows_the_beam() -> None:
     model = made(**CASES["bottleneck"]).eval()
-    prefixes = torch.randint(4, VOCAB, (6, 3))
-    inputs = inputs_of(TEXTS)
-    cache = model.start_cache(model.encode(*inputs[:2]), 2, 9)
-    for tokens in prefixes[:, :2].t():
-        model.decode_step(tokens, cache)
-    cache.keep_sentences(torch.tensor([2, 1]))  # rows 4 5 2 3
-    cache.reorder(torch.tensor([1, 0, 2, 2]))
-    third = torch.tensor([8, 9, 10, 11])
-    found = model.decode_step(third, cache)
-    paths = torch.cat([prefixes[[5, 4, 2, 2], :2], third[:, None]], 1)
-    other = model.start_cache(model.encode(paths, paths > 0), 1, 9)
-    want = [model.decode_step(tokens, other) for tokens in paths.t()][-1]
-    torch.testing.assert_close(found, want, **EXACT)
+    check_beam(model, TEXTS, VOCAB)
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)

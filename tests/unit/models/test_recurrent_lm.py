@@ -12,14 +12,11 @@ from torch import nn
 from ds_seq.config.flops import forward_flops
 from ds_seq.config.model import RecurrentLmConfig
 from ds_seq.config.model.upgrade import stable_json
-from ds_seq.data.source import TokenBlock
-from ds_seq.data.text_batch import TextInputs, text_batch
 from ds_seq.models import build_model
-from ds_seq.text.tokenizer import Symbols
 from tests.unit.models.test_recurrent import gradient_order
+from tests.unit.models.text_models import check_beam, check_steps, inputs_of
 
 VOCAB = 23
-SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2)
 SIZES = {"decoder_embedding_dim": 12, "decoder_hidden_dim": 10, "output_dim": 12, "dropout": 0.0}
 CASES: list[dict[str, Any]] = [
     {"decoder_layers": 2, "residual": True},
@@ -28,7 +25,6 @@ CASES: list[dict[str, Any]] = [
     {"output_bias": True},
 ]
 TEXTS = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 2]]
-EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def config(**options: Any) -> RecurrentLmConfig:
@@ -44,43 +40,19 @@ def made(**options: Any) -> nn.Module:
     return model
 
 
-def inputs_of(texts: list[list[int]]) -> TextInputs:
-    return text_batch(TokenBlock.of(texts), SYMBOLS).inputs
-
-
 @pytest.mark.parametrize("options", CASES, ids=str)
 @torch.no_grad()
 def test_padding_mates_later_tokens_and_steps_change_nothing(options: dict[str, Any]) -> None:
     model = made(**options).eval()
     total = sum(parameter.numel() for parameter in model.parameters())
     assert config(**options).num_params(VOCAB).total == total
-    inputs = inputs_of(TEXTS)
-    logits = model(inputs).logits
-    cache = model.start_cache(model.encode(*inputs[:2]), 1, 8)
-    steps = [model.decode_step(tokens, cache) for tokens in inputs.tokens.t()]
-    torch.testing.assert_close(torch.stack(steps, 1)[inputs.target_mask], logits, **EXACT)
-    torch.testing.assert_close(model(inputs_of(TEXTS[1:2])).logits, logits[5:8], **EXACT)
-    changed = model(inputs_of([[5, 6, 20, 8, 2]])).logits  # the third of five
-    torch.testing.assert_close(changed[:3], logits[:3], **EXACT)
-    assert (changed[3:] - logits[3:5]).abs().max() > 1e-2
+    check_steps(model, TEXTS, 20, 1e-2)
 
 
 @torch.no_grad()
 def test_states_follow_the_beam() -> None:
     model = made(decoder_layers=2).eval()
-    prefixes = torch.randint(4, VOCAB, (6, 3))
-    inputs = inputs_of(TEXTS)
-    cache = model.start_cache(model.encode(*inputs[:2]), 2, 9)
-    for tokens in prefixes[:, :2].t():
-        model.decode_step(tokens, cache)
-    cache.keep_sentences(torch.tensor([2, 1]))  # rows 4 5 2 3
-    cache.reorder(torch.tensor([1, 0, 2, 2]))
-    third = torch.tensor([8, 9, 10, 11])
-    found = model.decode_step(third, cache)
-    paths = torch.cat([prefixes[[5, 4, 2, 2], :2], third[:, None]], 1)
-    other = model.start_cache(model.encode(paths, paths > 0), 1, 9)
-    want = [model.decode_step(tokens, other) for tokens in paths.t()][-1]
-    torch.testing.assert_close(found, want, **EXACT)
+    cache = check_beam(model, TEXTS, VOCAB)
     assert sum(part.numel() for part in cache.state) == 2 * 2 * 4 * 10  # whatever the length
 
 
