@@ -4,11 +4,13 @@
     python benchmarks/experts_pay.py cs=en-cs.tsv.xz ... --general train.tsv valid.tsv test.tsv
     python benchmarks/experts_pay.py --folder FOLDER --report [--record]
 
-Both systems see the same batches and have as many active parameters. For each seed, a pair of runs
-with a constant learning rate says after what share of its updates experts reach each loss of the
-dense model, by averaged weights; and in a pair whose rate falls at the end, the run with experts
-ends at 0.6 of the updates. Compared are nats per target token of held-out text, without the losses
-of routers. What is finished is not done again, so `--only NAME` divides the runs over machines.
+Both systems see the same batches and have as many active parameters. The learning rate is constant
+and falls over the last fifth of a run; the run with experts ends at 0.6 of the updates. Its loss
+there is compared with the dense model's at its end. Before both fall, the pair says after what
+share of the dense model's updates experts reach each of its losses, by averaged weights. A pair
+with a constant rate to the end (`--schedules constant`) says it for more losses. Compared are nats
+per target token of held-out text, without the losses of routers. What is finished is not done
+again, so `--only NAME` divides the runs over machines.
 """
 
 from __future__ import annotations
@@ -24,8 +26,20 @@ from pathlib import Path
 
 from common import Section, add_common_arguments, finish
 from experiments import NEVER, write_experiment
-from experts_pay_report import SHARE, Curves, plot, read_curves, report, seeds_of
-from experts_pay_setup import DENSE, MEDIUM, MOE, SMALL, Run, Shape, experiment, write_text
+from experts_pay_report import SHARE, Curves, pairs, plot, read_curves, report, seeds_of
+from experts_pay_setup import (
+    DENSE,
+    MEDIUM,
+    MOE,
+    SMALL,
+    Run,
+    Shape,
+    experiment,
+    languages_of,
+    write_text,
+)
+from multilingual import pairs_of, quality_of
+from multilingual import report as quality_report
 from worker import Block, Worker
 
 import ds_seq
@@ -35,6 +49,7 @@ from ds_seq.errors import UserError, run_command
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE / "plots" / "experts_pay.png"
 TURN = 5  # updates
+BEAM = 4
 GPU_HOURS = 4 / 60
 GPU_SETTINGS = (
     "train.max_tokens=32768",
@@ -73,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     curves = read_curves(folder / "runs")
     if arguments.only is not None:
         return 0
-    if not seeds_of(curves, "constant"):
+    if not any(seeds_of(curves, schedule) for schedule in ("constant", "decay")):
         raise UserError(f"{folder}/runs: no pair of runs was validated; train them first")
     return _finish(arguments, curves)
 
@@ -89,12 +104,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--folder", type=Path, default=Path.home() / ".cache/ds_seq/experts_pay")
     add("--updates", type=int, default=7000, help="of the dense runs; a multiple of 1,000")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    add("--schedules", nargs="+", default=["constant", "decay"], choices=["constant", "decay"])
+    add("--schedules", nargs="+", default=["decay"], choices=["constant", "decay"])
     add("--only", metavar="NAME", help="train one run, such as constant-moe-1, and do not report")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all experiments")
     add("--set-moe", nargs="+", default=[], metavar="KEY=VALUE", help="of those with experts")
     add("--cost", type=int, metavar="N", help="compare processor time in N turns of 5 updates")
     add("--report", action="store_true", help="train nothing; report on the runs of --folder")
+    add("--bleu", action="store_true", help="translate the test text with the last weights")
     add("--prepare-gpu", type=Path, metavar="OUT", help="write a folder for 2 x 4 minutes on a GPU")
     add("--no-plot", dest="plot", action="store_false", help="draw no plot; needs no matplotlib")
     if "--quick" in argv:
@@ -163,16 +179,26 @@ def _finish(arguments: argparse.Namespace, curves: Curves) -> int:
     body = section.body
     if cost is not None:
         body += f"\n\nProcessor time of an update with experts: {cost:.2f} of that without."
+    if arguments.bleu:
+        body += f"\n\n{_quality(folder, seeds_of(curves, 'decay'))}"
     if arguments.plot:
         plot(curves, PICTURE if arguments.record else folder / PICTURE.name)
         body += f"\n\n![curves](plots/{PICTURE.name})" if arguments.record else ""
     return finish(section.title, body, section.goals, arguments.record)
 
 
+def _quality(folder: Path, seeds: Sequence[int]) -> str:
+    """Return BLEU and nats of the last weights of the runs whose learning rate fell."""
+    languages = languages_of(folder / "text")
+    test = {code: list(pairs_of(folder / "text" / "test" / f"{code}.tsv")) for code in languages}
+    runs = [Run(system, "decay", seed, 0) for seed in seeds for system in (DENSE, MOE)]
+    found = {run.name: quality_of(folder / "runs" / run.name, test, BEAM) for run in runs}
+    return quality_report(found, test)
+
+
 def _check_batches(curves: Curves) -> None:
     """Check that both runs of a pair had as many target tokens at each update."""
-    for seed in seeds_of(curves, "constant"):
-        dense, moe = (curves[f"constant-{system}-{seed}"] for system in (DENSE, MOE))
+    for dense, moe in pairs(curves):
         tokens = {each.update: each.tokens for each in dense}
         for each in moe:
             theirs = tokens.get(each.update, each.tokens)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import Goal, table
 from curve_plot import load_matplotlib
 from curves import first_reach
-from experts_pay_setup import DENSE, MOE
+from experts_pay_setup import DECAY, DENSE, MOE
 
 SHARE = 0.6
 """Share of the dense run's updates in which experts should get as far."""
@@ -124,9 +124,49 @@ def slope(curve: Sequence[Validation]) -> float:
     return statistics.linear_regression(xs, [each.averaged for each in tail]).slope
 
 
-def pair(curves: Curves, schedule: str, seed: int) -> tuple[list[Validation], list[Validation]]:
+class Pair(NamedTuple):
+    """The curves of two runs with one seed and one schedule."""
+
+    dense: list[Validation]
+    moe: list[Validation]
+
+    @property
+    def share(self) -> float:
+        """Updates of the run with experts divided by those of the dense run."""
+        return self.moe[-1].update / self.dense[-1].update
+
+    @property
+    def gap(self) -> float:
+        """Loss of the dense run at its end, less that of experts at theirs."""
+        return self.dense[-1].averaged - self.moe[-1].averaged
+
+
+def pair(curves: Curves, schedule: str, seed: int) -> Pair:
     """Return the curves of a pair of runs."""
-    return curves[f"{schedule}-{DENSE}-{seed}"], curves[f"{schedule}-{MOE}-{seed}"]
+    return Pair(curves[f"{schedule}-{DENSE}-{seed}"], curves[f"{schedule}-{MOE}-{seed}"])
+
+
+def pairs(curves: Curves) -> Iterator[Pair]:
+    """Yield all pairs of runs, of both schedules."""
+    for schedule in ("constant", "decay"):
+        for seed in seeds_of(curves, schedule):
+            yield pair(curves, schedule, seed)
+
+
+def steady(curves: Curves, seed: int) -> Pair | None:
+    """Return a pair of runs while their learning rate is constant; None if there is none.
+
+    It is the constant pair, or else the start of the pair whose learning rate falls.
+    """
+    if seed in seeds_of(curves, "constant"):
+        return pair(curves, "constant", seed)
+    if seed not in seeds_of(curves, "decay"):
+        return None
+    return Pair(*(_before_decay(curve) for curve in pair(curves, "decay", seed)))
+
+
+def _before_decay(curve: list[Validation]) -> list[Validation]:
+    return [each for each in curve if each.update <= (1.0 - DECAY) * curve[-1].update]
 
 
 def seeds_of(curves: Curves, schedule: str) -> list[int]:
@@ -143,59 +183,85 @@ def report(curves: Curves, cost: float | None) -> tuple[str, list[Goal]]:
         curves: the curves of all runs.
         cost: processor time of an update with experts to one without; None if not measured.
     """
-    seeds = seeds_of(curves, "constant")
-    parts = [_pair_report(*pair(curves, "constant", seed), seed) for seed in seeds]
-    last = [last_share(*pair(curves, "constant", seed), averaged) for seed in seeds]
-    goals = []
-    if last:
-        share = statistics.median(last)
-        goals.append(Goal("updates to the dense model's best loss", share, SHARE, "x", False))
-        if cost is not None:
-            name = "processor time to it"
-            goals.append(Goal(name, share * cost, 0.9, "x", at_least=False))
-    ends = [pair(curves, "decay", seed) for seed in seeds_of(curves, "decay")]
+    seeds = sorted({*seeds_of(curves, "constant"), *seeds_of(curves, "decay")})
+    parts, goals, last = [], [], []
+    for seed in seeds:
+        found = steady(curves, seed)
+        if found is not None:
+            parts.append(f"Seed {seed}, learning rate constant:\n\n{_steady_report(found)}")
+            last.append(last_share(*found, averaged))
+    share = statistics.median(last) if last else math.inf
+    ends = {seed: pair(curves, "decay", seed) for seed in seeds_of(curves, "decay")}
     if ends:
-        gaps = [moe[-1].averaged - dense[-1].averaged for dense, moe in ends]
-        shares = [moe[-1].update / dense[-1].update for dense, moe in ends]
-        name = f"loss of experts that end at {max(shares):.2f} of the updates, less the dense one"
-        goals.append(Goal(name, max(gaps), 0.0, " nats", at_least=False))
+        parts.append(_ends_report(ends))
+        reached = max(each.share for each in ends.values())
+        gap = min(each.gap for each in ends.values())
+        name = f"loss of experts that end at {reached:.2f} of the updates, less the dense one"
+        goals.append(Goal(name, -gap, 0.0, " nats", at_least=False))
+        share = min(share, reached) if gap >= 0.0 else share
+    goals.append(Goal("updates to the dense model's best loss", share, SHARE, "x", False))
+    if cost is not None:
+        goals.append(Goal("processor time to it", share * cost, 0.9, "x", at_least=False))
     return "\n\n".join(parts), goals
 
 
-def _pair_report(dense: Sequence[Validation], moe: Sequence[Validation], seed: int) -> str:
-    shares, of_raw = reach(dense, moe, averaged), reach(dense, moe, raw)
-    by_update = {each.update: each for each in moe}
+def _ends_report(ends: Mapping[int, Pair]) -> str:
+    """Return the losses at the ends of runs whose learning rate fell."""
+    rows = [
+        [
+            str(seed),
+            *(f"{run[-1].update:,}" for run in each),
+            *(_text(run[-1].averaged) for run in each),
+            _text(each.gap),
+        ]
+        for seed, each in ends.items()
+    ]
+    header = ["seed", "dense updates", "with experts", "dense nll", "with experts", "gap"]
+    texts = "\n\n".join(
+        f"Seed {seed}, by text:\n\n{_texts(each, each.dense[-1], each.moe[-1])}"
+        for seed, each in ends.items()
+    )
+    return f"At the ends, after the learning rate fell:\n\n{table(header, rows)}\n\n{texts}"
+
+
+def _texts(curves: Pair, dense: Validation, moe: Validation) -> str:
+    """Return losses by text of one validation of each run, and what share experts needed."""
+    rows = [
+        [
+            name,
+            *map(_text, (nll, moe.by_text[name], nll - moe.by_text[name])),
+            _text(last_share(*curves, of_text(name))),
+        ]
+        for name, nll in dense.by_text.items()
+    ]
+    return table(["text", "dense nll", "with experts", "gap", "r"], rows)
+
+
+def _steady_report(curves: Pair) -> str:
+    shares, of_raw = reach(*curves, averaged), reach(*curves, raw)
+    by_update = {each.update: each for each in curves.moe}
     rows = []
-    for each in dense:
+    for each in curves.dense:
         other = by_update.get(each.update)
         gap = math.nan if other is None else each.averaged - other.averaged
         ratios = [found.get(each.update, math.nan) for found in (shares, of_raw)]
         figures = map(_text, (each.averaged, gap, *ratios))
         rows.append([f"{each.update:,}", f"{each.tokens / 1e6:.1f}", *figures])
     header = ["update", "M tokens", "dense nll", "gap", "r", "r, raw weights"]
-    both = [each for each in dense if each.update in by_update]
-    last, twin = both[-1], by_update[both[-1].update]
-    steep = slope(both)
-    gap = last.averaged - twin.averaged
-    texts = [
-        [
-            name,
-            *map(_text, (nll, twin.by_text[name], nll - twin.by_text[name])),
-            _text(last_share(dense, moe, of_text(name))),
-        ]
-        for name, nll in last.by_text.items()
-    ]
-    first = moe[0]
+    both = [each for each in curves.dense if each.update in by_update]
+    last, first = both[-1], curves.moe[0]
+    twin = by_update[last.update]
+    steep, gap = slope(both), last.averaged - twin.averaged
     layers = [
         [name, *map(_text, (first.entropy[name], twin.entropy[name], twin.spread[name]))]
         for name in twin.entropy
     ]
     return "\n\n".join(
         [
-            f"Seed {seed}:\n\n{table(header, rows)}",
+            table(header, rows),
             f"At update {last.update:,}: gap {gap:.3f} nats, slope {steep:.2f} nats per e-fold of "
             f"tokens over the last half, so r by the slope is {math.exp(gap / steep):.2f}.",
-            table(["text", "dense nll", "with experts", "gap", "r"], texts),
+            _texts(curves, last, twin),
             table(["layer", f"entropy at {first.update:,}", "at the end", "load cv"], layers),
         ]
     )
@@ -209,8 +275,9 @@ def plot(curves: Curves, path: Path) -> None:
     """Plot losses over tokens, shares over the dense loss, and entropies of the routers."""
     picture = load_matplotlib().Figure(figsize=(11, 3.6), layout="constrained")
     losses, shares, entropies = picture.subplots(1, 3)
-    for seed in seeds_of(curves, "constant"):
-        dense, moe = pair(curves, "constant", seed)
+    for seed in sorted({*seeds_of(curves, "constant"), *seeds_of(curves, "decay")}):
+        schedule = "constant" if seed in seeds_of(curves, "constant") else "decay"
+        dense, moe = pair(curves, schedule, seed)
         for name, curve, color in ((DENSE, dense, "#4c72b0"), (MOE, moe, "#dd8452")):
             tokens = [each.tokens / 1e6 for each in curve]
             label = f"{name}, averaged"
@@ -218,8 +285,9 @@ def plot(curves: Curves, path: Path) -> None:
             losses.plot(
                 tokens, list(map(raw, curve)), color=color, linestyle=":", label=f"{name}, raw"
             )
-        at = {each.update: each.averaged for each in dense}
-        reached = reach(dense, moe, averaged)
+        found = steady(curves, seed) or Pair(dense, moe)
+        at = {each.update: each.averaged for each in found.dense}
+        reached = reach(*found, averaged)
         shares.plot([at[update] for update in reached], list(reached.values()), marker=".")
         for name in moe[-1].entropy:
             steps = [each.update for each in moe]

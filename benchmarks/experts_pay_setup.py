@@ -11,6 +11,7 @@ from multilingual import Pair, is_held_out, pairs_of
 
 DENSE, MOE = "dense", "moe"
 WARMUP = 400
+DECAY = 0.2  # share of the updates, at the end, over which the learning rate falls
 HELD_OUT_EACH = 100  # sentences of each language for validation; others, as many at most, are test
 
 
@@ -109,8 +110,10 @@ class Run(NamedTuple):
     @property
     def scheduler(self) -> dict[str, Any]:
         """Section `scheduler`."""
-        name = "constant" if self.schedule == "constant" else "warmup_stable_decay"
-        return {"name": name, "warmup_updates": min(WARMUP, self.updates // 4)}
+        warmup = {"warmup_updates": min(WARMUP, self.updates // 4)}
+        if self.schedule == "constant":
+            return {"name": "constant", **warmup}
+        return {"name": "warmup_stable_decay", **warmup, "decay_fraction": DECAY}
 
 
 def experiment(folder: Path, run: Run, shape: Shape) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,14 +56,29 @@ def test_experts_of_twice_the_speed_need_half_of_the_updates(tmp_path: Path) -> 
     found = report(tmp_path)
     assert found.returncode == 1, found.stderr
     goals = [line for line in found.stdout.splitlines() if line.startswith("goal:")]
-    assert "best loss: 0.5x, wanted <= 0.6x: reached" in goals[0]
-    assert "processor time to it: 1x, wanted <= 0.9x: SHORT" in goals[1]
-    assert "end at 0.60 of the updates" in goals[2] and "-0.182 nats" in goals[2]
-    assert goals[2].endswith("reached"), "experts at 6 updates are where dense is at 12"
+    assert "end at 0.60 of the updates" in goals[0] and "-0.182 nats" in goals[0]
+    assert goals[0].endswith("reached"), "experts at 6 updates are where dense is at 12"
+    assert "best loss: 0.5x, wanted <= 0.6x: reached" in goals[1]
+    assert "processor time to it: 1x, wanted <= 0.9x: SHORT" in goals[2]
     assert "gap 0.693 nats, slope -1.00 nats" in found.stdout
     assert "so r by the slope is 0.50" in found.stdout
     rows = [line for line in found.stdout.splitlines() if line.startswith(("| fr", "| decoder 0"))]
     assert all(figure in rows[0] for figure in ("7.697", "7.004", "0.693", "0.500"))
+
+
+@pytest.mark.parametrize(("speed", "end"), [(1.2, "0.329 nats"), (2.0, "-0.182 nats")])
+def test_a_falling_rate_does_not_count_before_the_end(
+    tmp_path: Path, speed: float, end: str
+) -> None:
+    write_run(tmp_path / "runs", "decay-dense-1", 1.0, updates=20)
+    write_run(tmp_path / "runs", "decay-moe-1", speed, updates=12)
+    found = report(tmp_path)
+    assert f"less the dense one: {end}" in found.stdout
+    share = re.search(r"best loss: ([\d.]+)x", found.stdout)
+    assert share is not None, found.stdout
+    assert float(share[1]) == pytest.approx(1.0 / speed, abs=0.01)
+    steady = found.stdout.partition("At the ends")[0]
+    assert "| 16 " in steady and "| 17 " not in steady, "dense falls over its last four updates"
 
 
 @pytest.mark.slow
