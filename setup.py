@@ -44,6 +44,8 @@ CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with
 # runs a tokenizer.json; transformers itself is only used to compare, if it is there
 HUGGINGFACE = ["tokenizers>=0.20"]
 SERVE = ["fastapi>=0.110", "prometheus_client>=0.20", "uvicorn>=0.29"]
+# MkDocs 2 drops plug-ins; ruff lays out the signatures of the Python API.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30", "ruff"]
 TEST = [
     *SUMMARIZATION,
     *CTRANSLATE2,
@@ -58,7 +60,7 @@ TEST = [
     "pytest-timeout",
     "pytest-xdist>=3.5",
 ]
-DEV = [*TEST, "ruff", "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
+DEV = [*TEST, *DOCS, "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
 
 # Kernels of a search on a CPU, called through ctypes. Optional: without a compiler that knows GCC's
 # vectors, the installation continues, and PyTorch's operators are used.
@@ -85,6 +87,7 @@ setup(
     extras_require={
         "test": TEST,
         "dev": DEV,
+        "docs": DOCS,
         "benchmarks": PLOT,
         "plot": PLOT,
         "serve": SERVE,

@@ -17,6 +17,7 @@ GUIDES = tuple(
     f"docs/{name}.md"
     for name in (
         "ADAPTERS",
+        "API",
         "CONVOLUTIONS",
         "CRITERIONS",
         "DISTILLATION",
