@@ -49,6 +49,17 @@ def command(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> li
     return _run(cli.main, arguments, ranks, timeout)
 
 
+def script(code: str, folder: Path, timeout: float = 60.0) -> Finished:
+    """Run Python code in a folder, in the same way."""
+    return _run(_execute, (folder, code), 1, timeout)[0]
+
+
+def _execute(argv: Sequence[str]) -> int:
+    os.chdir(argv[0])
+    exec(argv[1], {"__name__": "__main__"})
+    return 0
+
+
 def kill_when(condition: Callable[[], bool], *arguments: str | Path) -> None:
     """Run `ds-seq ARGUMENTS` in one process, and kill it as soon as the condition holds.
 

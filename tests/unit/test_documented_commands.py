@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -13,45 +14,38 @@ import pytest
 import yaml
 
 from ds_seq.commands import COMMANDS
+from ds_seq.commands.check import main as check
 from ds_seq.config.schema import ANY_NAME, sections
+from tests.documents import Block, blocks
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = (
-    *(ROOT / folder / "README.md" for folder in ("", "launch", "prepare_data")),
-    *sorted((ROOT / "docs").glob("*.md")),
-)
-BLOCK = re.compile(r"^```(bash|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:\bds-seq |-m ds_seq |ds_seq/(?=train|generate))(.*)")
 REDIRECTION = re.compile(r" [|>]|;|&&")
 OVERRIDE = re.compile(r"([a-z_]+(?:\.\w+)+)=")
 SETTINGS = {section.path_of(name) for section in sections() for name in section.config.model_fields}
 
 
-def blocks(language: str) -> Iterator[tuple[str, str]]:
-    """Yield the file name and the text of each block of code in the documents."""
-    for document in DOCUMENTS:
-        for found, text in BLOCK.findall(document.read_text(encoding="utf-8")):
-            if found == language:
-                yield str(document.relative_to(ROOT)), text
-
-
 def shown_commands() -> Iterator[tuple[str, str, list[str]]]:
     """Yield file, name and arguments of each command of ds_seq in blocks of shell code."""
-    for document, block in blocks("bash"):
-        for line in block.replace("\\\n", " ").splitlines():
+    for block in blocks("bash"):
+        for line in block.text.replace("\\\n", " ").splitlines():
             found = COMMAND.search(line)
             if found is not None:
                 name, *arguments = shlex.split(REDIRECTION.split(found[1])[0], comments=True)
-                yield document, name.removesuffix(".py"), arguments
+                yield block.document, name.removesuffix(".py"), arguments
+
+
+def pieces(block: str) -> list[str]:
+    """Split alternatives: lines of `moe:`, the section of `model`, and what `# or` separates."""
+    if block.startswith("moe:"):
+        return [f"model:\n  {line}\n" for line in block.splitlines()]
+    return re.split(r"^# or\n", block, flags=re.MULTILINE)
 
 
 def shown_experiments() -> Iterator[tuple[str, Any]]:
-    """Yield file and content of each piece of an experiment; lines of `moe:` are one piece each."""
-    for document, block in blocks("yaml"):
-        if block.startswith("moe:"):
-            yield from ((document, {"model": yaml.safe_load(line)}) for line in block.splitlines())
-        else:
-            yield document, yaml.safe_load(block)
+    """Yield file and content of each piece of an experiment."""
+    for block in blocks("yaml"):
+        for piece in pieces(block.text):
+            yield block.document, yaml.safe_load(piece)
 
 
 def paths(settings: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -75,6 +69,21 @@ def is_setting(path: str) -> bool:
     )
 
 
+TRANSLATION = """\
+name: piece
+data:
+  source_lang: en
+  target_lang: de
+  dir: data/x
+  raw: {valid: {source: valid.en, target: valid.de}}
+  vocab: {user_symbols: [<2de>]}
+"""
+LANGUAGE_MODEL = """\
+name: piece
+data: {language: en, dir: data/x}
+task: {name: language_modeling}
+model: {name: decoder_only}
+"""
 COMMANDS_SHOWN = tuple(shown_commands())
 
 
@@ -101,6 +110,28 @@ def test_documented_settings_exist() -> None:
         if not is_setting(path)
     ]
     assert unknown == []
+
+
+@pytest.mark.parametrize("block", list(blocks("yaml")), ids=lambda block: block.name)
+def test_a_documented_experiment_passes_check(block: Block, tmp_path: Path) -> None:
+    if block.not_run is not None:
+        pytest.skip(block.not_run)
+    language_model = "language_modeling" in block.text or "LANGUAGE_MODELS" in block.document
+    base = LANGUAGE_MODEL if language_model else TRANSLATION
+    (tmp_path / "base.yaml").write_text(base, encoding="utf-8")
+    parent = "base"
+    for number, piece in enumerate(pieces(block.text)):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(f"extends: {parent}.yaml\n{piece}", encoding="utf-8")
+        assert check([str(file), "--elsewhere"]) == 0
+        parent = "base" if block.text.startswith("moe:") else "0"
+
+
+def test_blocks_that_no_test_runs_are_known() -> None:
+    languages = Counter(block.language for block in blocks())
+    assert languages.keys() <= {"bash", "yaml", "python", "text"}
+    unmarked = Counter(block.document for block in blocks() if block.not_run is not None)
+    assert unmarked == {"docs/HUGGING_FACE.md": 2, "docs/PRETRAINING.md": 1}
 
 
 def test_both_tests_see_what_they_are_for() -> None:

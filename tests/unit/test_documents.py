@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.documents import ROOT, site_pages
+
 FOLDERS = ("", "ds_seq", "ds_seq/moe", "tests/distributed")
 DECISION = re.compile(r"^\*\*([A-Z]\d+)\. ", re.MULTILINE)
 
@@ -63,3 +63,16 @@ def test_decisions_are_numbered_and_listed() -> None:
     assert len(numbers) > 30 and len(set(numbers)) == len(numbers)
     table = section[: section.index("### ")]
     assert re.findall(r"\b([A-Z]\d+) ", table) == numbers
+
+
+def test_every_document_has_one_place_on_the_site() -> None:
+    """Those without a place are to be named in mkdocs.yml, below `nav`."""
+    pages = site_pages()
+    documents = {
+        str(path.relative_to(ROOT))
+        for folder in ("", "docs", "launch", "prepare_data", "benchmarks")
+        for path in (ROOT / folder).glob("*.md")
+    }
+    assert documents - set(pages) == set()
+    assert len(set(pages)) == len(pages)
+    assert all((ROOT / page).is_file() for page in pages)
