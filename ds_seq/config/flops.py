@@ -101,15 +101,8 @@ def _of_transformer(model: TransformerConfig, vocab_size: int, scores: bool = Tr
     if heads["cross"]:
         moved += model.calls_of("decoder") * _changes_of_source(model)
     factor = 0 if model.embedding_dim is None else model.embedding_dim * d
-    output: float = vocab_size * d
-    read = 0.0
-    if model.adaptive_bands is not None:
-        read, scored = model.adaptive_bands.expected_weights(d, vocab_size)
-        output = read + scored
-    elif factor and model.shares_output:
-        output = factor + vocab_size * (model.embedding_dim or d)
-    if not scores:
-        output = read
+    read, scored = _ends(model, vocab_size, factor)
+    output = read + (scored if scores else 0.0)
     return Flops(
         2 * (own["encoder"] + (factor if "encoder" in model.stacks else 0) + moved),
         2 * (own["decoder"] + (factor if "decoder" in model.stacks else 0) + output - moved),
@@ -117,6 +110,23 @@ def _of_transformer(model: TransformerConfig, vocab_size: int, scores: bool = Tr
         pairs["decoder"],
         pairs["cross"],
     )
+
+
+def _ends(model: TransformerConfig, vocab_size: int, factor: int) -> tuple[float, float]:
+    """Return the weights that embed a token, and those that score one, on average.
+
+    Args:
+        model: the model.
+        vocab_size: size of the vocabulary of the target.
+        factor: weights of the second factor of an embedding; 0 if there is none.
+    """
+    d = model.d_model
+    if model.adaptive_bands is not None:
+        return model.adaptive_bands.expected_weights(d, vocab_size)
+    head = d * d if model.has_dense_head else 0
+    if factor and model.shares_output:
+        return 0.0, head + factor + vocab_size * (model.embedding_dim or d)
+    return 0.0, head + vocab_size * d
 
 
 def _retained(

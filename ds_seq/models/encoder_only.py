@@ -22,6 +22,7 @@ from ds_seq.names import Capture
 
 if TYPE_CHECKING:
     from ds_seq.modules.adapter import AdapterChoice
+    from ds_seq.modules.dense_head import DenseHead
 
 
 class EncoderOnlyTransformer(nn.Module):
@@ -32,6 +33,8 @@ class EncoderOnlyTransformer(nn.Module):
         target_embedding: embedding of tokens.
         output: projection to the vocabulary (D -> V); None to use the embedding (tied).
         max_positions: longest text that the model is meant for, in tokens.
+        lm_head: what transforms the states (..., D) of scored tokens before the projection; None:
+            nothing does.
 
     Attributes:
         adapters: how the adapter of each text is chosen; None for a model without adapters.
@@ -43,10 +46,12 @@ class EncoderOnlyTransformer(nn.Module):
         target_embedding: TokenEmbedding,
         output: nn.Linear | None,
         max_positions: int,
+        lm_head: DenseHead | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.target_embedding = target_embedding
+        self.lm_head = lm_head
         self.output = output
         self.max_positions = max_positions
         self._routes = bool(encoder.moe_calls())
@@ -69,6 +74,8 @@ class EncoderOnlyTransformer(nn.Module):
         if capture != "none":
             layers = LayerOutputs(result.states, (), layer_maps(result, "self_attention"))
         hidden = result.hidden.flatten(0, 1).index_select(0, scored)
+        if self.lm_head is not None:
+            hidden = self.lm_head(hidden)
         return ModelOutput(
             token_scores(hidden, self.target_embedding, self.output),
             sum_losses(layer.losses for layer in result.aux),

@@ -18,7 +18,7 @@ _FREE = frozenset(
     "activation_checkpointing".split()
 )
 """Options that fit the weights with other values, too."""
-_SCORES = Selection(("output", "target_embedding.bias"))
+_SCORES = Selection(("output", "lm_head", "target_embedding.bias"))
 """What only scores tokens, and so is left out."""
 
 

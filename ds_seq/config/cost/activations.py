@@ -55,6 +55,8 @@ def activations(
         found = activations(read.section, batch, 0, device)
         layers = (*(each._replace(stack="encoder") for each in found.layers), *layers)
         rest += found.rest
+    if model.has_dense_head and vocab_size:
+        rest += tokens * count.head()
     scores: float = vocab_size * width
     if model.adaptive_bands is not None:  # of which log-probabilities are kept
         scores = model.adaptive_bands.expected_scores(vocab_size) * FLOAT
@@ -109,6 +111,11 @@ class _Counter:
             is_tied = stack == "decoder" and model.shares_output
             kept += model.embedding_dim * w * (2 if is_tied else 1)
         return kept * self._batch.tokens
+
+    def head(self) -> float:
+        """Return what the dense head keeps of a token; its output counts as that of a stack."""
+        states = _PLAIN.get(self._model.activation, 2)
+        return (1 + states) * self._d * self._w + self._statistics(1)
 
     def _mask(self, width: float, dropout: float) -> float:
         return width * self._device.mask if dropout else 0.0

@@ -172,6 +172,8 @@ def _small(config: ExperimentConfig, model: TransformerConfig, dense: int, limit
         matrices = model.adaptive_bands.matrices(d, vocab.target_side.size, model.shares_output)
     if model.characters is not None:
         matrices += model.characters.matrices(d)
+    if model.has_dense_head:
+        matrices.append(d * d)
     for stack in model.stacks:
         for layer, num_experts in enumerate(model.expert_counts(stack)):
             matrices += _mixer_matrices(model, stack, layer)

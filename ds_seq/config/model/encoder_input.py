@@ -104,4 +104,5 @@ class EncoderInputConfig(Config):
             shared = section.shares_output
             return section.adaptive_bands.output_params(section.d_model, vocab_size, shared)
         biases = vocab_size if section.output_bias else 0
-        return biases + (0 if section.shares_output else vocab_size * section.d_model)
+        head = biases + section.head_params()
+        return head + (0 if section.shares_output else vocab_size * section.d_model)

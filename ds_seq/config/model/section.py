@@ -36,6 +36,11 @@ class ModelSize:
             self.total + other.total, self.active + other.active, self.experts + other.experts
         )
 
+    @classmethod
+    def dense(cls, count: int) -> ModelSize:
+        """Return the size of a part that every token passes through."""
+        return cls(count, count)
+
 
 class Flops(NamedTuple):
     """Operations of a forward pass, or of forward and backward, by what they grow with.

@@ -86,6 +86,16 @@ class TransformerConfig(TransformerFields):
         """See `EmbeddingFields`; a language model replaces the table of the source."""
         return self.language_model is not None or super().shares_inputs
 
+    @property
+    def has_dense_head(self) -> bool:
+        """Whether a map, an activation and a norm precede the projection to the vocabulary."""
+        return False
+
+    def head_params(self) -> int:
+        """Return the number of parameters of what precedes the projection to the vocabulary."""
+        width = self.d_model
+        return width * width + width + self.norm.num_params(width) if self.has_dense_head else 0
+
     def field_errors(self) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
         return [
@@ -148,11 +158,12 @@ class TransformerConfig(TransformerFields):
             source_vocab_size: size of that of the source; None: the same.
         """
         source_size = source_vocab_size or vocab_size
-        size = _dense(self.embedding_params(self.d_model, vocab_size, source_size))
+        ends = self.embedding_params(self.d_model, vocab_size, source_size) + self.head_params()
+        size = ModelSize.dense(ends)
         for stack in self.stacks:
             size += self._stack_size(stack)
         if self.language_model is not None:
-            size += _dense(sum(self.language_model.num_params(self.d_model, source_size)))
+            size += ModelSize.dense(sum(self.language_model.num_params(self.d_model, source_size)))
         return size
 
     def linear_weights(self) -> int:
@@ -183,7 +194,7 @@ class TransformerConfig(TransformerFields):
         if self.has_inner_norms:  # of the mixer; those of feed-forwards are counted with them
             norms += depth * self._inner_mixer_norm(stack)
         mixed = depth * self._mixers(stack) + self.kernel_params(self.d_model, stack, depth)
-        size = _dense(mixed - self.pruned_params(self.d_model, stack) + norms)
+        size = ModelSize.dense(mixed - self.pruned_params(self.d_model, stack) + norms)
         counts = self.expert_counts(stack)
         for _ in range(counts.count(0)):
             size += self._ffn_size(0, stack)
@@ -196,7 +207,7 @@ class TransformerConfig(TransformerFields):
             positions = self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
         adapters = (self.adapter_params(stack, norm), self.active_adapter_params(stack, norm))
         size += ModelSize(*(depth * count for count in adapters))
-        return size + _dense(positions)
+        return size + ModelSize.dense(positions)
 
     def has_positions(self, stack: Stack) -> bool:
         """Return whether a stack needs the positions of the model, added or in its attention."""
@@ -238,7 +249,7 @@ class TransformerConfig(TransformerFields):
     def _ffn_size(self, num_experts: int, stack: Stack) -> ModelSize:
         """Return the size of a dense feed-forward, or of experts with router and dense branch."""
         if self.moe is None or num_experts == 0:
-            return _dense(self._one_ffn(self.ffn_dim, stack))
+            return ModelSize.dense(self._one_ffn(self.ffn_dim, stack))
         width = self.moe.ffn_dim or self.ffn_dim
         expert = self._one_ffn(width, stack, is_expert=True)
         experts = ModelSize(
@@ -247,15 +258,10 @@ class TransformerConfig(TransformerFields):
         dense_width = self.moe.dense_width(width)
         branch = self._one_ffn(dense_width, stack) if dense_width else 0
         shared = branch + self.moe.num_params(self.d_model, num_experts)
-        return experts + _dense(shared)
+        return experts + ModelSize.dense(shared)
 
     def _one_ffn(self, width: int, stack: Stack, is_expert: bool = False) -> int:
         inner = self.inner_width(width)
         norm = self.norm.num_params(inner) if self.has_inner_norms else 0
         changes = self.ffn_lora_params(stack, inner, 2 if self.is_gated else 1, is_expert)
         return self.ffn_params(self.d_model, width) + norm + changes
-
-
-def _dense(count: int) -> ModelSize:
-    """Return the size of a part that every token passes through."""
-    return ModelSize(count, count)

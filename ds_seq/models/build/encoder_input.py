@@ -32,6 +32,8 @@ def make_encoder_input(
         model = build_decoder_only(section, vocab_size, 1, 0, seed, pad_id)
     # what only scores tokens would never get a gradient
     model.output = None
+    if isinstance(model, EncoderOnlyTransformer):
+        model.lm_head = None
     if isinstance(model.target_embedding, TokenEmbedding):
         model.target_embedding.bias = None
     (stack,) = section.stacks

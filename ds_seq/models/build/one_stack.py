@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -10,11 +11,15 @@ from ds_seq.config.model import DecoderOnlyConfig, EncoderOnlyConfig
 from ds_seq.models.build.embedding import make_tables
 from ds_seq.models.build.ffn import FeedForwards
 from ds_seq.models.build.mixer import make_self_mixer
+from ds_seq.models.build.norm import make_norm
 from ds_seq.models.build.residual import scale_initial
 from ds_seq.models.build.transformer import make_layer, make_stack
 from ds_seq.models.decoder_only import DecoderOnlyTransformer
 from ds_seq.models.encoder_only import EncoderOnlyTransformer
 from ds_seq.models.init import initialize
+
+if TYPE_CHECKING:
+    from ds_seq.modules.dense_head import DenseHead
 
 ModelT = TypeVar("ModelT", DecoderOnlyTransformer, EncoderOnlyTransformer)
 
@@ -42,11 +47,24 @@ def build_encoder_only(
 ) -> EncoderOnlyTransformer:
     """Build and initialize a masked language model; see `build_seq2seq` for the arguments."""
     experts = FeedForwards(cfg, expert_parallel, expert_parallel_rank, seed)
-    return _build(EncoderOnlyTransformer, cfg, vocab_size, experts, seed, pad_id)
+
+    def make(stack: Any, embedding: Any, output: Any, length: int) -> EncoderOnlyTransformer:
+        return EncoderOnlyTransformer(stack, embedding, output, length, _make_head(cfg))
+
+    return _build(make, cfg, vocab_size, experts, seed, pad_id)
+
+
+def _make_head(cfg: EncoderOnlyConfig) -> DenseHead | None:
+    """Make what precedes the projection to the vocabulary; None if nothing does."""
+    if not cfg.has_dense_head:
+        return None
+    from ds_seq.modules.dense_head import DenseHead  # only where it is used
+
+    return DenseHead(cfg.d_model, cfg.activation, make_norm(cfg))
 
 
 def _build(
-    kind: type[ModelT],
+    make: Callable[..., ModelT],
     cfg: DecoderOnlyConfig | EncoderOnlyConfig,
     vocab_size: int,
     feed_forwards: FeedForwards,
@@ -67,7 +85,7 @@ def _build(
         ]
         embedding, output = _make_ends(cfg, vocab_size, pad_id)
         made = make_stack(cfg, stack, layers)
-        model = kind(made, embedding, output, cfg.max_positions)
+        model = make(made, embedding, output, cfg.max_positions)
     _finish(model, cfg, seed)
     return model
 

@@ -33,6 +33,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
         "character_embeddings": {"filters": [[1, 4], [2, 5]], "max_bytes": 4},
     },
     "masked": {**TWO, "norm_position": "pre"},
+    "dense": {**TWO, "lm_head": "dense", "output_bias": True},
     "retention": {**ONE, "decoder_mixer": "retention", "positions": "none"},
 }
 SOURCES = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 2]]

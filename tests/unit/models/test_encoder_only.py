@@ -29,6 +29,8 @@ AXES: list[dict[str, Any]] = [
     {"share_embeddings": "none", "embedding_dim": 8, "positions": "rotary", "num_kv_heads": 1},
     {"norm_position": "deepnorm", "activation": "swiglu", "positions": "alibi"},
     {"norm_position": "subln", "output_bias": True, "encoder_repeats": 2, "attention_window": 2},
+    {"lm_head": "dense", "output_bias": True, "activation": "gelu", "embedding_norm": True},
+    {"lm_head": "dense", "share_embeddings": "none", "embedding_dim": 8, "norm": "rms"},
     {"adapters": {"ids": ["a"], "active": "a"}, "lora": {"rank": 2}, "positions": "learned"},
 ]
 TEXTS = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 2]]
@@ -75,11 +77,32 @@ def test_an_axis_counts_and_ignores_mates(options: dict[str, Any]) -> None:
             assert (behind - together[:1]).abs().max() > 1e-5
 
 
+def test_a_dense_head_scores_by_the_table_after_map_activation_and_norm() -> None:
+    """As RoBERTa's, whose projection is the table: both uses have one gradient."""
+    section = config(lm_head="dense", output_bias=True, activation="gelu")
+    model = build_model(section, VOCAB, 1, 0, seed=1)
+    inputs = hidden(TEXTS).inputs
+    states = model.encoded(*inputs[:2]).hidden[:, 0].detach()
+    head, table = model.lm_head, model.target_embedding
+    torch.nn.init.normal_(table.bias)
+    inner = torch.nn.functional.gelu(states @ head.dense.weight.T + head.dense.bias)
+    normed = torch.nn.functional.layer_norm(inner, (16,), head.norm.weight, head.norm.bias)
+    torch.testing.assert_close(model(inputs).logits, normed @ table.weight.T + table.bias)
+    plain = build_model(config(output_bias=True, activation="gelu"), VOCAB, 1, 0, seed=1)
+    own = dict(model.named_parameters())
+    assert all(torch.equal(own[n], p) for n, p in plain.named_parameters() if "bias" not in n)
+    model(inputs).logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+    unread = 22  # no text has it: its row is only scored
+    assert table.weight.grad[unread].abs().sum() > 0 and table.bias.grad.abs().min() > 0
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"decoder_layers": 2}, "decoder_layers"),
         ({"moe": {"every": 1, "router": "language"}}, "a model encoder_only has no source with"),
+        ({"lm_head": "dense", "activation": "swiglu"}, "no gate for model.activation swiglu; use"),
         ({"lora": {"stacks": "decoder"}}, "decoder, which a model encoder_only does not have"),
     ],
 )

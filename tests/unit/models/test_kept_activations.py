@@ -109,8 +109,17 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {**GATED_LM, "decoder_convolutions": [[64, 3], [32, 1, 0], [64, 3, 2]]},
 )
 
+MASKED_LM = {"name": "encoder_only", **{k: v for k, v in SIZES.items() if k != "decoder_layers"}}
+MASKED_LMS: tuple[dict[str, Any], ...] = (
+    MASKED_LM,
+    {**MASKED_LM, "lm_head": "dense", "activation": "gelu", "output_bias": True},
+    {**MASKED_LM, "lm_head": "dense"},
+)
 
-@pytest.mark.parametrize("fields", [*({**SIZES, **each} for each in CASES), *OTHERS], ids=str)
+
+@pytest.mark.parametrize(
+    "fields", [*({**SIZES, **each} for each in CASES), *OTHERS, *MASKED_LMS], ids=str
+)
 def test_what_a_forward_pass_keeps(fields: dict[str, Any]) -> None:
     config = TypeAdapter(ModelConfig).validate_python(fields)
     assert is_costed(config)
@@ -118,7 +127,7 @@ def test_what_a_forward_pass_keeps(fields: dict[str, Any]) -> None:
     mark_every_third(model)
     shape = (BATCH.sentences, BATCH.length)
     batch: Batch = batch_of(*(torch.randint(4, VOCAB, shape) for _ in range(2)))
-    if config.stacks == ("decoder",):
+    if len(config.stacks) == 1:
         batch = text_batch_of(batch)
     with TensorMemory(model.parameters()) as found:
         model(batch.inputs)  # makes tables of positions
