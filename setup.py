@@ -1,9 +1,11 @@
 """Package metadata and dependencies, and their only home: pyproject.toml holds tool settings."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -15,6 +17,20 @@ def read_version() -> str:
     if match is None:
         raise RuntimeError('ds_seq/__init__.py holds no line of the form: __version__ = "1.2.3"')
     return match.group(1)
+
+
+class BuildWithConfigs(build_py):
+    """Copies `configs/` into the package, where `ds_seq.config.shipped` finds it once installed."""
+
+    def run(self) -> None:
+        """Build; an editable installation reads the files of the checkout instead."""
+        super().run()
+        if self.editable_mode:
+            return
+        place = Path(self.build_lib) / "ds_seq" / "configs"
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier build
+        for folder in ("experiments", "ds_config"):
+            shutil.copytree(ROOT / "configs" / folder, place / folder)
 
 
 # torch: from 2.10 on it has the grouped matmul that the experts use. No build is named: the
@@ -83,6 +99,7 @@ setup(
     packages=find_packages(include=["ds_seq", "ds_seq.*"]),
     package_data={"ds_seq": ["py.typed", "serving/page/*"]},
     ext_modules=[NATIVE],
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=REQUIREMENTS,
     extras_require={
         "test": TEST,

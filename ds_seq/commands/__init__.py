@@ -32,6 +32,7 @@ class Command(NamedTuple):
 
 _HELP = {
     "init": "parallel text -> experiment file",
+    "recipes": "experiments that come with ds_seq: list, show, copy",
     "from-fairseq": "command of fairseq-train -> experiment file and DeepSpeed JSON",
     "check": "experiment file -> resolved settings, or its mistakes",
     "doctor": "machines, network, installation -> what is wrong with them",

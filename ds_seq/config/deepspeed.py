@@ -20,6 +20,7 @@ from ds_seq.config.deepspeed_keys import (
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.optim import AdafactorConfig
 from ds_seq.config.schema import paths_of_key
+from ds_seq.config.shipped import configs_folder
 from ds_seq.config.train import TrainConfig
 from ds_seq.config.world import check_world
 from ds_seq.errors import UserError
@@ -69,7 +70,7 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
 
 def _own_file(missing: Path) -> str:
     """Return where the file of this name is, if ds_seq has one."""
-    folder = Path(__file__).parents[2] / "configs" / "ds_config"
+    folder = configs_folder() / "ds_config"
     if (folder / missing.name).is_file():
         return f"give {folder / missing.name}, or copy it there"
     return f"ds_seq's own are in {folder if folder.is_dir() else 'configs/ds_config'}"

@@ -25,6 +25,7 @@ GUIDES = tuple(
         "LANGUAGE_MODELS",
         "LONG_INPUTS",
         "PRETRAINING",
+        "RECIPES",
         "RECURRENT",
         "RETENTION",
         "SERVING",

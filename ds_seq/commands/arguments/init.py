@@ -15,6 +15,7 @@ def build_parser() -> CommandParser:
         "Print a complete, commented experiment file for your own parallel text: two files, where "
         "line n of one translates line n of the other, or a file or folder with both sides. Save "
         "it: ds-seq init ... > my.yaml",
+        epilog="Experiments for published tasks and other kinds of training: ds-seq recipes ls",
         reads_experiments=False,
     )
     add = parser.add_argument
