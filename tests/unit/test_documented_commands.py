@@ -59,13 +59,17 @@ def paths(settings: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
 
 def is_setting(path: str) -> bool:
     """Whether an experiment may have a value at a path; names of one's own are allowed."""
-    parts = path.split(".")
-    starts = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    named = [re.sub(r"^((?:\w+\.){2})[^.]+", rf"\1{ANY_NAME}", path)] if len(parts) > 2 else []
-    known = next((start for start in (path, *named, *starts[1:]) if start in SETTINGS), None)
+    named = re.sub(r"^((?:\w+\.){2})[^.]+(?=\.)", rf"\1{ANY_NAME}", path)
+    depth = path.count(".") + 1
+    starts = (
+        ".".join(spelling.split(".")[:length])
+        for length in range(depth, 0, -1)
+        for spelling in (path, named)
+    )
+    known = next((start for start in starts if start in SETTINGS), None)
     # what is below a known path is the user's own if the schema does not go deeper there
     return known is not None and (
-        known in (path, *named) or not any(item.startswith(f"{known}.") for item in SETTINGS)
+        known in (path, named) or not any(item.startswith(f"{known}.") for item in SETTINGS)
     )
 
 

@@ -26,10 +26,12 @@ GUIDES = tuple(
         "LONG_INPUTS",
         "PRETRAINING",
         "RECIPES",
+        "QUICK_START",
         "RECURRENT",
         "RETENTION",
         "SERVING",
         "SUMMARIZATION",
+        "SURVIVING",
         "TRAINING",
         "TRANSLATING",
     )
