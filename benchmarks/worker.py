@@ -125,6 +125,12 @@ class Worker:
         self.num_parameters = int(answer["num_parameters"])
         self.versions = str(answer["versions"])
 
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the child's first process now."""
+        pages = Path(f"/proc/{self._process.pid}/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGESIZE")
+
     def run(self, updates: int) -> Block:
         """Make the child train, and wait for it."""
         return Block(**self._ask(Command("run", updates)))

@@ -19,6 +19,7 @@ from ds_seq.distributed.collectives import (
 from ds_seq.distributed.device import (
     choose_gpu_kernels,
     full_fp32,
+    keep_few_kernels,
     keep_freed_memory,
     number_format,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "import_zero",
     "init",
     "joined",
+    "keep_few_kernels",
     "keep_freed_memory",
     "max_over_ranks",
     "meeting_store",

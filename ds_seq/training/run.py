@@ -132,6 +132,7 @@ def run_training(
             check_options(resume, overwrite, allow_changes, checkpoint)
             config = on_world(load(), world.size)
             made_of = run_facts(config, world.size)
+        distributed.keep_few_kernels(has_experts=bool(config.model.num_moe_layers))
         distributed.require_same(settings(config, made_of), "experiments")
         watchdog.limit(config.train.hang_seconds)
         with distributed.shared_errors():
