@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import sacrebleu
 import torch
 from common import Goal, Section, Spread, add_common_arguments, finish, table
 from experiments import CACHE, fetch_text
 from fairseq_venv import make_fairseq_venv
+from generation_causes import MOST, REAL, bleu_of, differences
 from generation_growth import Growing, length_section
 from generation_half import Halving, half_section
 from generation_models import (
@@ -43,6 +43,7 @@ from generation_models import (
     small_run,
     widened_run,
 )
+from generation_peers import peers_section
 from generation_widths import Case, widths_section
 from overhead_generation import Translating, generation_section
 from parity_sides import Hypothesis, Ours, Setting, Subject
@@ -63,9 +64,6 @@ OURS, FAIRSEQ, CTRANSLATE2 = "ds_seq", "fairseq", "CTranslate2"
 IN_BYTES = {f"{OURS} int8": OURS, f"{CTRANSLATE2} int8": CTRANSLATE2}  # linear maps in 8 bits
 FAIRSEQ_GOAL, CTRANSLATE2_GOAL = 2.0, 0.8
 BEAM = 5
-MOST = 60  # tokens per translation: more than any of these needs
-NEAR = 1e-3
-NEAR_TIE, ROUNDING, LIMIT, REAL = "near-tie", "rounding", "limit", "REAL"
 
 
 @dataclass(frozen=True)
@@ -145,8 +143,28 @@ def _widths(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path
         own.mkdir()
         job = job_of(1, path, run, sources, own)
         case = f"{layers} + {layers} layers, width {width}"
-        cases.append(Case(case, job, len(sources), partial(_differences, run, sources)))
+        cases.append(Case(case, job, len(sources), partial(differences, run, sources)))
     return widths_section(cases, arguments.beams, plan.rounds, folder, REAL)
+
+
+def _peers(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
+    own = folder / "peers"
+    own.mkdir()
+    run = load_run(small, "best")
+    model, count = run.model_config, plan.sentences[0] // 2
+    sources, references = text_of(run, count)
+    job = job_of(1, small, run, sources, own)
+    export(small, own / "huggingface", "best", form="hf")
+    layers = model.encoder_layers
+    sizes = (run.tokenizers.size, layers, model.d_model, model.ffn_dim, model.num_heads)
+    job |= {
+        "huggingface": str(own / "huggingface"),
+        "sizes": [*sizes, 0.0, model.norm_position],
+    }
+    title = f"{layers} + {layers} layers, width {model.d_model}, vocabulary {run.tokenizers.size:,}"
+    case = Case(title, job, len(sources), partial(differences, run, sources))
+    bleu = partial(bleu_of, run, references=references)
+    return peers_section(case, BEAM, plan.rounds, own, arguments.cache, bleu)
 
 
 def _experts(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
@@ -180,6 +198,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, Plan, Path, Path], Section]] =
     "small": _small,
     "large": _large,
     "widths": _widths,
+    "peers": _peers,
     "experts": _experts,
     "length": _length,
     "half": _half,
@@ -310,15 +329,15 @@ def _section(
                 _ratio(rounds, name, CTRANSLATE2).text(2),
                 f"{statistics.median(block.updates / block.cpu_seconds for block in blocks):,.1f}",
                 f"{_same(answers[OURS], found)} of {len(sources)}",
-                f"{_bleu(run, found, references):.2f}",
+                f"{bleu_of(run, found, references):.2f}",
             ]
         )
     header = ["system", "sentences/s", "to fairseq", "to CTranslate2"]
     header += ["sentences per CPU second", "translations equal to ours", "BLEU"]
-    differences = [
+    notes = [
         f"{name}, {one}"
         for name in (FAIRSEQ, CTRANSLATE2)
-        for one in _differences(run, sources, BEAM, answers[OURS], answers[name])
+        for one in differences(run, sources, BEAM, answers[OURS], answers[name])
     ]
     versions = "; ".join(f"{worker.name}: {worker.versions}" for worker in workers)
     model, tokens = run.model_config, sum(len(found.tokens) for found in answers[OURS])
@@ -327,7 +346,7 @@ def _section(
         f"Medians (and extremes) of {len(rounds)} rounds: {len(sources)} sentences of "
         f"{sum(map(len, sources)) / len(sources):.1f} tokens, translations of "
         f"{tokens / len(sources):.1f}; beam {BEAM}, float32 except for the last two. {versions}."
-        + "".join(f"\n- {one}" for one in differences)
+        + "".join(f"\n- {one}" for one in notes)
     )
     title = (
         f"{model.encoder_layers} + {model.decoder_layers} layers, width {model.d_model}, "
@@ -337,7 +356,7 @@ def _section(
         Goal(f"{OURS} to {to}, width {model.d_model}", _ratio(rounds, OURS, to).median, bound, "x")
         for to, bound in ((FAIRSEQ, FAIRSEQ_GOAL), (CTRANSLATE2, CTRANSLATE2_GOAL))
     ]
-    real = sum(one.endswith(REAL) for one in differences)
+    real = sum(one.endswith(REAL) for one in notes)
     goals.append(Goal("differences without a cause", real, 0, at_least=False))
     return Section(title, body, goals)
 
@@ -346,44 +365,8 @@ def _same(ours: list[Hypothesis], theirs: list[Hypothesis]) -> int:
     return sum(a.tokens == b.tokens for a, b in zip(ours, theirs, strict=True))
 
 
-def _bleu(run: LoadedRun, found: list[Hypothesis], references: list[str]) -> float:
-    lines = [run.tokenizers.target.decode(one.tokens) for one in found]
-    return float(sacrebleu.corpus_bleu(lines, [references]).score)
-
-
 def _ratio(rounds: Sequence[dict[str, Block]], system: str, to: str) -> Spread:
     return Spread.of([blocks[to].seconds / blocks[system].seconds for blocks in rounds])
-
-
-def _differences(
-    run: LoadedRun,
-    sources: list[list[int]],
-    beam: int,
-    ours: list[Hypothesis],
-    theirs: list[Hypothesis],
-) -> list[str]:
-    """Return the sentences that another system translates differently, and why."""
-    subject = Subject(run.model, run.model_config, run.tokenizers.size, MOST)
-    single, found = Ours(subject), []
-    double = None
-    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        if mine.tokens == other.tokens:
-            continue
-        double = double or Ours(subject, double=True)
-        source = [*sources[number], run.tokenizers.symbols.eos]
-        score = statistics.mean(single.force(source, other.tokens))
-        exact = double.search([source], Setting(beam, 1.0))[0][0].tokens
-        cause = REAL
-        if abs(score - mine.score) < NEAR:
-            cause = NEAR_TIE
-        elif exact == other.tokens:
-            cause = ROUNDING
-        elif len(other.tokens) > MOST:
-            cause = LIMIT
-        found.append(
-            f"sentence {number}: our score of ours {mine.score:.6f}, of theirs {score:.6f}; {cause}"
-        )
-    return found
 
 
 if __name__ == "__main__":

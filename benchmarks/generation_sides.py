@@ -16,12 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from peer_generation import EoleSearch, HuggingFace, Hypothesis, JoeyNMT
+from peer_models import EOS, by_length, padded
 from worker import Channel, Stopwatch
 
-Hypothesis = tuple[list[int], float]
-"""Ids without the end symbol, and a score."""
-
-EOS, PAD = 2, 1
 TOKENS = 4096  # maximum per batch
 
 
@@ -120,15 +118,11 @@ class Fairseq:
         """See `System`; a choice is the number of sentences per batch."""
         import torch
 
-        order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
         answer: list[Hypothesis] = [([], 0.0)] * len(sources)
-        for first in range(0, len(order), choice):
-            batch = order[first : first + choice]
+        for batch in by_length(sources, choice):
             rows = [[*sources[i], EOS] for i in batch]
             lengths = torch.tensor([len(row) for row in rows])
-            width = int(lengths.max())
-            # padding on the left, as fairseq does
-            src = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])  # (B, S)
+            src = padded(rows, left=True)  # (B, S), as fairseq does
             sample = {"net_input": {"src_tokens": src, "src_lengths": lengths}}
             for i, found in zip(
                 batch, self._generator.generate([self._model], sample), strict=True
@@ -185,6 +179,9 @@ SYSTEMS: dict[str, Callable[[dict[str, Any]], System]] = {
     "ds_seq": Ours,
     "fairseq": Fairseq,
     "CTranslate2": CTranslate2,
+    "Hugging Face": HuggingFace,
+    "JoeyNMT": JoeyNMT,
+    "eole": EoleSearch,
 }
 
 

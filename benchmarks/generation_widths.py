@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ds_seq.modules.packed import pack
 
 HERE = Path(__file__).resolve().parent
 OURS, OTHER = "ds_seq", "CTranslate2"
+PAIR = dict.fromkeys((OURS, OTHER), sys.executable)
 GOAL = 1.0
 _PEAK_SIZE, _PEAK_CALLS, _PEAK_TURNS = 1024, 3, 7
 
@@ -62,7 +63,7 @@ def widths_section(
     peaks = [matmul_peak()]
     for case in cases:
         for beam in beams:
-            blocks, versions, found = _measured(case, beam, rounds, folder)
+            blocks, versions, found = measured(case, beam, rounds, folder, PAIR)
             ours, other = ([block.cpu_seconds for block in blocks[n]] for n in (OURS, OTHER))
             ratio = Spread.of([b / a for a, b in zip(ours, other, strict=True)])
             differences = case.differences(beam, found[OURS], found[OTHER])
@@ -114,20 +115,28 @@ def matmul_peak() -> float:
     return best
 
 
-def _measured(
-    case: Case, beam: int, rounds: int, folder: Path
+def measured(
+    case: Case, beam: int, rounds: int, folder: Path, systems: Mapping[str, str]
 ) -> tuple[dict[str, list[Block]], dict[str, str], dict[str, list[Hypothesis]]]:
-    """Let both systems take turns; return times, versions and translations of each."""
+    """Let systems take turns with one thread; return times, versions and translations of each.
+
+    Args:
+        case: the model and its sentences.
+        beam: beam width.
+        rounds: number of rounds.
+        folder: existing folder for files of the children.
+        systems: names in `generation_sides.SYSTEMS`, with the interpreter of each.
+    """
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    blocks: dict[str, list[Block]] = {OURS: [], OTHER: []}
-    answers = {name: folder / f"{name}.answer.json" for name in blocks}
+    blocks: dict[str, list[Block]] = {name: [] for name in systems}
+    answers = {name: folder / f"{name}.answer.json" for name in systems}
     with contextlib.ExitStack() as stack:
         workers = []
         for name, answer in answers.items():
             job = {"system": name, "int8": False, "beam": beam, "answer": str(answer)}
             path = folder / f"{name}.json"
             path.write_text(json.dumps(case.job | job), encoding="utf-8")
-            command = [sys.executable, str(HERE / "generation_sides.py"), str(path)]
+            command = [systems[name], str(HERE / "generation_sides.py"), str(path)]
             worker = Worker(name, command, folder / f"{name}.log", environment)
             workers.append(stack.enter_context(worker))
         for _ in range(rounds):

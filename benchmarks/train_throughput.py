@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Training speed of ds_seq, dense and with experts, compared with fairseq on the same batches.
+"""Training speed of ds_seq, dense and with experts, and of other toolkits on the same batches.
 
-Three processes train the same architecture on the same batches and take turns: some updates of one,
-the same updates of the next, and so on for several rounds, so that other load on the machine
-affects all equally. Ratios are taken within a round.
+Processes train the same architecture on the same batches and take turns: some updates of one, the
+same updates of the next, and so on for several rounds, so that other load on the machine affects
+all equally. Ratios are taken within a round; with `--cpu-time`, of processor time. eole is pre-norm
+and has two more norms, as it has no other decoder.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common import Goal, Spread, add_common_arguments, finish, table
 from experiments import CACHE, fetch_text, write_experiment
 from fairseq_venv import make_fairseq_venv
+from generation_peers import PEERS, venv_name
+from peer_venvs import make_venv
 from throughput_setup import EXPERTS, recipe, write_fairseq_setup
 from worker import Block, Worker
 
 HERE = Path(__file__).resolve().parent
 DENSE, MOE, FAIRSEQ = "ds_seq dense", "ds_seq MoE x8 top-1", "fairseq"
 DENSE_GOAL, MOE_GOAL = 1.3, 0.8
+OTHERS = [name for name in PEERS if name != FAIRSEQ]
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--updates", type=int, default=4, help="updates of each system per round")
     parser.add_argument(
+        "--peers", nargs="*", choices=OTHERS, default=OTHERS, help="toolkits besides fairseq"
+    )
+    parser.add_argument("--cpu-time", action="store_true", help="ratios of processor time")
+    parser.add_argument(
         "--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text"
     )
     parser.add_argument("--cache", type=Path, default=CACHE, help="for text, vocabulary, fairseq")
@@ -103,6 +112,9 @@ def _commands(arguments: argparse.Namespace, plan: Plan, folder: Path) -> dict[s
     setup = write_fairseq_setup(
         configs[DENSE], folder / "fairseq.json", plan.total_updates, arguments.threads
     )
+    for name in arguments.peers:
+        peer = make_venv(PEERS[name], arguments.cache / venv_name(name))
+        commands[name] = [str(peer), str(HERE / "peer_training.py"), name, str(setup)]
     return {FAIRSEQ: [str(python), str(HERE / "fairseq_side.py"), str(setup)], **commands}
 
 
@@ -130,6 +142,7 @@ def _report(
     plan: Plan,
     arguments: argparse.Namespace,
 ) -> int:
+    ratio = partial(_ratio, rounds, cpu_time=arguments.cpu_time)
     parameters = {worker.name: worker.num_parameters for worker in workers}
     assert parameters[DENSE] == parameters[FAIRSEQ], f"the models differ: parameters {parameters}"
     rows = [
@@ -137,10 +150,10 @@ def _report(
             worker.name,
             f"{worker.num_parameters:,}",
             Spread.of([blocks[worker.name].speed for blocks in rounds]).text(),
-            _ratio(rounds, worker.name, FAIRSEQ).text(2),
-            _ratio(rounds, worker.name, DENSE).text(2),
+            ratio(worker.name, FAIRSEQ).text(2),
+            ratio(worker.name, DENSE).text(2),
             Spread.of([blocks[worker.name].cpu_speed for blocks in rounds]).text(),
-            f"{rounds[-1][worker.name].loss:.2f}",
+            "" if math.isnan(loss := rounds[-1][worker.name].loss) else f"{loss:.2f}",
         ]
         for worker in workers
     ]
@@ -160,13 +173,18 @@ def _report(
         f"Threads ran {share:.0%} of the time (less: a busy machine, noisy results).\n{versions}."
     )
     goals = [
-        Goal(f"{DENSE} to {FAIRSEQ}", _ratio(rounds, DENSE, FAIRSEQ).median, DENSE_GOAL, "x"),
-        Goal(f"{MOE} to dense", _ratio(rounds, MOE, DENSE).median, MOE_GOAL, "x"),
+        *(
+            Goal(f"{DENSE} to {peer}", ratio(DENSE, peer).median, DENSE_GOAL, "x")
+            for peer in (FAIRSEQ, *arguments.peers)
+        ),
+        Goal(f"{MOE} to dense", ratio(MOE, DENSE).median, MOE_GOAL, "x"),
     ]
     return finish("Training throughput", body, goals, arguments.record)
 
 
-def _ratio(rounds: Sequence[dict[str, Block]], system: str, to: str) -> Spread:
+def _ratio(rounds: Sequence[dict[str, Block]], system: str, to: str, cpu_time: bool) -> Spread:
+    if cpu_time:
+        return Spread.of([blocks[system].cpu_speed / blocks[to].cpu_speed for blocks in rounds])
     return Spread.of([blocks[system].speed / blocks[to].speed for blocks in rounds])
 
 
