@@ -51,6 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.remove(file)
     documents = list(pages(config.nav))
     others = {path for page in documents for path in linked_files(page)}
+    others |= {path for path in config.extra_css if (ROOT / path).is_file()}  # plug-ins have others
     for path in [*documents, *sorted(others - set(documents))]:
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
