@@ -19,8 +19,10 @@ from ds_seq.data.batch import pad_rows
 from ds_seq.errors import UserError
 from ds_seq.generation.answers import Encoding, TargetScore, Translation
 from ds_seq.generation.build import changed_settings, check_n_best
+from ds_seq.generation.explain import PairExplanation, RoutingRecorder, describe_pair
+from ds_seq.generation.forced import ForcedPair
 from ds_seq.generation.output import plain_text
-from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
+from ds_seq.generation.rescoring import EncodedRows, PairScorer, Row, encode_rows
 from ds_seq.generation.translate import (
     LineResult,
     SearchPlan,
@@ -32,8 +34,10 @@ from ds_seq.generation.translate import (
 from ds_seq.generation.workers import default_workers
 from ds_seq.models import attach_adapters
 from ds_seq.plugins import nearest
+from ds_seq.reports.moe_watch import layer_names
 from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_decoding, run_translator
+from ds_seq.runs.perplexity import TextFigures, text_blocks, text_figures
 from ds_seq.runs.tagger import tagger
 from ds_seq.text.lines import check_counts
 from ds_seq.text.tags import untagged, untagged_message
@@ -55,6 +59,7 @@ class TrainedModel:
         self.card: ModelCard = run.card
         self.module: nn.Module = run.model
         self._run, self._device = run, device
+        self._recorder: RoutingRecorder | None = None
 
     def use_adapter(self, adapter: str | None) -> None:
         """Choose the adapter of the sentences that are translated, scored or encoded from now on.
@@ -115,29 +120,38 @@ class TrainedModel:
         settings = self._settings(options if beam is None else {"beam": beam, **options})
         count = 1 if n_best is None else n_best
         check_n_best(count, settings)
+        target = self.card.tokenizers.target
+        found = [
+            [
+                Translation(plain_text(target, hypothesis.tokens), hypothesis.score)
+                for hypothesis in line.hypotheses
+            ]
+            for line in self._search(_listed(lines), settings, count, target_lang)
+        ]
+        if n_best is None:
+            texts = [best.text for best, *_ in found]
+            return texts[0] if isinstance(lines, str) else texts
+        return found[0] if isinstance(lines, str) else found
+
+    def _search(
+        self,
+        lines: Sequence[str],
+        settings: GenerationConfig,
+        count: int,
+        target_lang: str | Sequence[str] | None,
+    ) -> list[LineResult]:
+        """Search for translations; return those of each line."""
         translator = run_translator([self._run], settings, self._device, count)
-        tokenizers = self.card.tokenizers
-        plan = self._plan(_listed(lines), settings, target_lang)
         searched = search_plan(
             translator.model,
-            plan,
+            self._plan(lines, settings, target_lang),
             translator.search,
             self._device,
             workers=default_workers(self._device),
         )
-
-        def translations(found: LineResult) -> list[Translation]:
-            return [
-                Translation(plain_text(tokenizers.target, hypothesis.tokens), hypothesis.score)
-                for hypothesis in found.hypotheses
-            ]
-
-        gathered = gather_lines(searched, translations)
+        gathered = gather_lines(searched, lambda found: found)
         assert gathered is not None, "one process has all lines"
-        if n_best is None:
-            texts = [best.text for best, *_ in gathered[0]]
-            return texts[0] if isinstance(lines, str) else texts
-        return gathered[0][0] if isinstance(lines, str) else gathered[0]
+        return gathered[0]
 
     def score(
         self, sources: str | Sequence[str], targets: str | Sequence[str], **options: Any
@@ -158,13 +172,7 @@ class TrainedModel:
         sources, targets = _listed(sources), _listed(targets)
         check_counts(sources, "sources", targets, "targets")
         _, search, limits = run_decoding([self._run], self._settings(options))
-        source, target = self.card.tokenizers
-        rows = [Row(line, target.normalize(text), line + 1) for line, text in enumerate(targets)]
-        normalized = [source.normalize(text) for text in sources]
-        most = self.card.max_positions, self.card.longest_source
-        encoded = encode_rows(self.card.tokenizers, normalized, rows, "targets", *most)
-        _warn_of_cut(encoded.cut)
-        _warn_of_untagged(normalized, self.card)
+        encoded = self._encoded(sources, targets)
         scored = PairScorer(self._run.seq2seq, search, limits, self._device)(encoded)
         assert scored is not None, "one process has all rows"
         return [
@@ -173,6 +181,83 @@ class TrainedModel:
             )
             for hypothesis in scored
         ]
+
+    def explain(
+        self,
+        source: str,
+        target: str | None = None,
+        *,
+        num_candidates: int = 5,
+        target_lang: str | None = None,
+    ) -> PairExplanation:
+        """Return what the model does with a pair, like the page of `ds-seq serve`.
+
+        Args:
+            source: source sentence.
+            target: its translation; None: the best one that the model finds.
+            num_candidates: number of the most probable pieces at each place of the target.
+            target_lang: see `translate`.
+
+        Returns:
+            Scores and candidates of each piece, attention of each layer, and the experts that each
+            token visits.
+
+        Raises:
+            UserError: the source is empty, the target is too long for the model, the model is a
+                language model or has no tag of the language, or `num_candidates` is below 1.
+        """
+        if self.card.reads_prompts:
+            raise UserError(
+                f"{self.card.name}: is a language model, which has no source to look at"
+            )
+        if num_candidates < 1:
+            raise UserError(f"num_candidates {num_candidates}: at least 1 is needed")
+        if target is None:
+            (found,) = self._search([source], self.card.generation, 1, target_lang)
+            (row,) = self._plan([source], self.card.generation, target_lang).sources.values() or [
+                ()
+            ]
+            pair = ForcedPair(list(map(int, row)), found.hypotheses[0].tokens)
+        else:
+            tagged = self._normalized([source], target_lang)
+            (pair,) = self._encoded(tagged, [target]).pairs.values() or [ForcedPair([], [])]
+        if len(pair.source) < 2:  # the end symbol alone
+            raise UserError("source: is empty; there is nothing to explain")
+        if self._recorder is None:  # it leaves hooks on the model
+            self._recorder = RoutingRecorder(self.module)
+        return describe_pair(
+            self._run.seq2seq,
+            self._recorder,
+            self.card.tokenizers,
+            pair,
+            self._device,
+            num_candidates,
+            layer_names(self.module),
+        )
+
+    def perplexity(
+        self,
+        lines: Sequence[str],
+        *,
+        block_tokens: int | None = None,
+        context_window: int | None = None,
+        max_tokens: int | None = None,
+    ) -> TextFigures:
+        """Measure how well a language model predicts a text, like `ds-seq perplexity`.
+
+        Args:
+            lines: the text, a sentence or a paragraph per line; an empty line ends a document.
+            block_tokens: tokens that the model reads at once; None: as in its training.
+            context_window: how many of these are read again and not scored, so that a token has at
+                least this context; None: none.
+            max_tokens: tokens of a batch; None: as in generation.
+
+        Raises:
+            UserError: the model is no language model, there is no text, or the numbers do not fit
+                the model or each other.
+        """
+        blocks = text_blocks(self._run, block_tokens, context_window)
+        return text_figures(self._run, {"lines": lines}, blocks, max_tokens, self._device)
 
     @torch.inference_mode()
     def encode(self, lines: str | Sequence[str]) -> Encoding:
@@ -227,20 +312,38 @@ class TrainedModel:
         target_lang: str | Sequence[str] | None = None,
     ) -> SearchPlan:
         tokenizer = self.card.tokenizers.source
-        normalized = [tokenizer.normalize(line) for line in lines]
-        if target_lang is not None:
-            codes = _listed(target_lang)
-            if not isinstance(target_lang, str) and len(codes) != len(lines):
-                raise UserError(
-                    f"target_lang: {len(codes):,} language codes for {len(lines):,} lines; give "
-                    "one for all, or one per line"
-                )
-            place = "target_lang of line {}:" if len(codes) > 1 else None
-            normalized = tagger(self.card, codes, "target_lang", place)(normalized, 0)
+        normalized = self._normalized(lines, target_lang)
         plan = plan_lines(tokenizer, normalized, run_decoding([self._run], settings).limits)
         _warn_of_cut([line + 1 for line in sorted(plan.long)])
         _warn_of_untagged(normalized, self.card)
         return plan
+
+    def _normalized(
+        self, lines: Sequence[str], target_lang: str | Sequence[str] | None
+    ) -> list[str]:
+        """Return normalized sources, with the tags of languages."""
+        normalized = [self.card.tokenizers.source.normalize(line) for line in lines]
+        if target_lang is None:
+            return normalized
+        codes = _listed(target_lang)
+        if not isinstance(target_lang, str) and len(codes) != len(lines):
+            raise UserError(
+                f"target_lang: {len(codes):,} language codes for {len(lines):,} lines; give "
+                "one for all, or one per line"
+            )
+        place = "target_lang of line {}:" if len(codes) > 1 else None
+        return tagger(self.card, codes, "target_lang", place)(normalized, 0)
+
+    def _encoded(self, sources: Sequence[str], targets: Sequence[str]) -> EncodedRows:
+        """Encode pairs, as many sources as targets."""
+        source, target = self.card.tokenizers
+        rows = [Row(line, target.normalize(text), line + 1) for line, text in enumerate(targets)]
+        normalized = [source.normalize(text) for text in sources]
+        most = self.card.max_positions, self.card.longest_source
+        encoded = encode_rows(self.card.tokenizers, normalized, rows, "targets", *most)
+        _warn_of_cut(encoded.cut)
+        _warn_of_untagged(normalized, self.card)
+        return encoded
 
 
 def _listed(lines: str | Sequence[str]) -> list[str]:

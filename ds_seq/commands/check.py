@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from os.path import isfile
 from pathlib import Path
+from typing import Any
 
 from ds_seq.commands.arguments.check import build_parser
 from ds_seq.config.cost.estimate import Estimate, estimate
@@ -18,6 +20,7 @@ from ds_seq.config.footprint import batch_lines, mean_length
 from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig, ModelConfig, TransformerConfig
+from ds_seq.config.model.section import ModelSize
 from ds_seq.config.needs import Needs, train_manifest, unmet
 from ds_seq.config.notes import notes
 from ds_seq.config.outside import outside_names
@@ -39,29 +42,93 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if arguments.experiment is None:
         raise UserError("ds-seq check: no experiment file; name one, or use --options")
-    config = load_experiment(arguments.experiment, arguments.overrides)
-    if arguments.world_size is not None:
-        config = on_world(config, arguments.world_size)
-    folders = [Path(config.data.dir)]
     file = Path(arguments.experiment)
-    if file.name == CONFIG_FILE:  # of a run, which holds its vocabulary, too
-        folders.append(file.parent)
-    needs = Needs([], []) if arguments.elsewhere else unmet(config)
-    shards = Needs([], []) if arguments.elsewhere else _compared_shards(config)
-    more_notes = [*_vocab_notes(config, folders), *needs.notes, *shards.notes]
-    costs = _costs(config, arguments)
+    found = examine(
+        load_experiment(file, arguments.overrides),
+        arguments.world_size,
+        arguments.gpu_memory,
+        arguments.sentence_length,
+        elsewhere=arguments.elsewhere,
+        # of a run, which holds its vocabulary, too
+        folder=file.parent if file.name == CONFIG_FILE else None,
+    )
     if not arguments.json:
-        print(report(config, arguments.world_size, more_notes, costs), end="")
-    elif costs is not None:
-        print(_json_report(config, more_notes, costs), end="")
+        print(report(found), end="")
+    elif found.costs is not None:
+        print(_json_report(found.costs, found.notes), end="")
     else:
-        raise UserError(f"--json: the costs of model.name {config.model.name} are unknown")
-    errors = [*needs.errors, *shards.errors]
-    if not arguments.elsewhere:
-        errors += _metric_errors(config)
-    if errors:
-        raise UserError("\n".join(errors))
+        raise UserError(f"--json: the costs of model.name {found.config.model.name} are unknown")
+    found.require()
     return 0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of an experiment before its run.
+
+    Attributes:
+        config: the experiment, with all defaults.
+        world_size: number of ranks; None if unknown.
+        engine: what DeepSpeed is configured with.
+        size: number of parameters; None for an external model.
+        costs: memory, arithmetic and traffic; None for a model whose size is unknown.
+        notes: what may surprise, a line each.
+        errors: what prevents the run on this machine, a line each.
+    """
+
+    config: ExperimentConfig
+    world_size: int | None
+    engine: dict[str, Any]
+    size: ModelSize | None
+    costs: Estimate | None
+    notes: list[str]
+    errors: list[str]
+
+    def require(self) -> None:
+        """Raise a `UserError` with all errors if there are any."""
+        if self.errors:
+            raise UserError("\n".join(self.errors))
+
+
+def examine(
+    config: ExperimentConfig,
+    world_size: int | None = None,
+    gpu_memory: float | None = None,
+    sentence_length: int | None = None,
+    *,
+    elsewhere: bool = False,
+    folder: Path | None = None,
+) -> Checked:
+    """Look at an experiment, at the files that it reads, and at its costs.
+
+    Args:
+        config: the experiment.
+        world_size: number of ranks; None if unknown.
+        gpu_memory: memory of a GPU in GiB, for the largest batch; None if unknown.
+        sentence_length: tokens of a sentence; None: the mean of the data, or 32.
+        elsewhere: whether the run is for another machine, so that files are not looked for.
+        folder: the folder of its run, which may hold a vocabulary, too.
+
+    Raises:
+        UserError: the experiment does not fit the number of ranks or its DeepSpeed file.
+    """
+    if world_size is not None:
+        config = on_world(config, world_size)
+    folders = [Path(config.data.dir), *([] if folder is None else [folder])]
+    needs = Needs([], []) if elsewhere else unmet(config)
+    shards = Needs([], []) if elsewhere else _compared_shards(config)
+    engine = engine_config_for(config, world_size=world_size)
+    length = sentence_length or mean_length(train_manifest(config))
+    costs = estimate(config, engine, world_size, length, gpu_memory)
+    more = [*_vocab_notes(config, folders), *needs.notes, *shards.notes]
+    about_costs = [] if costs is None else cost_notes(costs)
+    lines = [*notes(config), *gpu_notes(config, zero_stage(engine)), *about_costs, *more]
+    errors = [*needs.errors, *shards.errors]
+    if not elsewhere:
+        errors += _metric_errors(config)
+    vocab = config.data.vocab
+    size = config.model.num_params(vocab.target_side.size, vocab.source_side.size)
+    return Checked(config, world_size, engine, size, costs, lines, errors)
 
 
 def _document(arguments: argparse.Namespace) -> str | None:
@@ -81,58 +148,31 @@ def _document(arguments: argparse.Namespace) -> str | None:
     return None
 
 
-def report(
-    config: ExperimentConfig,
-    world_size: int | None = None,
-    more_notes: Sequence[str] = (),
-    costs: Estimate | None = None,
-) -> str:
-    """Return the report in parts, each under a YAML comment, so the first is valid YAML.
-
-    Args:
-        config: the experiment.
-        world_size: number of processes; None if unknown.
-        more_notes: notes on files.
-        costs: what a run takes; None if it is not known.
-    """
-    engine = engine_config_for(config, world_size=world_size)
+def report(found: Checked) -> str:
+    """Return the report in parts, each under a YAML comment, so the first is valid YAML."""
+    config = found.config
     return "\n".join(
         [
             "# experiment, with all defaults",
             dump(config),
             f"# DeepSpeed dictionary ({config.train.deepspeed or 'no JSON file'})",
-            json.dumps(engine, indent=2),
+            json.dumps(found.engine, indent=2),
             "",
             "# parameters",
-            *_size_lines(config),
+            *_size_lines(config, found.size),
             *_outside_lines(config),
             "",
             "# batches",
-            *batch_lines(config, world_size, train_manifest(config)),
+            *batch_lines(config, found.world_size, train_manifest(config)),
             "",
-            *([] if costs is None else cost_lines(costs)),
-            *_notes_part(_all_notes(config, zero_stage(engine), more_notes, costs)),
+            *([] if found.costs is None else cost_lines(found.costs)),
+            *_notes_part(found.notes),
         ]
     )
 
 
-def _all_notes(
-    config: ExperimentConfig, stage: int, more: Sequence[str], costs: Estimate | None
-) -> list[str]:
-    about_costs = [] if costs is None else cost_notes(costs)
-    return [*notes(config), *gpu_notes(config, stage), *about_costs, *more]
-
-
-def _json_report(config: ExperimentConfig, more_notes: Sequence[str], costs: Estimate) -> str:
-    lines = _all_notes(config, costs.layout.stage, more_notes, costs)
+def _json_report(costs: Estimate, lines: Sequence[str]) -> str:
     return json.dumps({**cost_values(costs), "notes": lines}, indent=2) + "\n"
-
-
-def _costs(config: ExperimentConfig, arguments: argparse.Namespace) -> Estimate | None:
-    """Return what a run takes; None for a model whose size is unknown."""
-    engine = engine_config_for(config, world_size=arguments.world_size)
-    length = arguments.sentence_length or mean_length(train_manifest(config))
-    return estimate(config, engine, arguments.world_size, length, arguments.gpu_memory)
 
 
 def _outside_lines(config: ExperimentConfig) -> list[str]:
@@ -219,10 +259,9 @@ def _metric_errors(config: ExperimentConfig) -> list[str]:
     return errors
 
 
-def _size_lines(config: ExperimentConfig) -> list[str]:
+def _size_lines(config: ExperimentConfig, size: ModelSize | None) -> list[str]:
     model, vocab = config.model, config.data.vocab
     sizes = (vocab.target_side.size, vocab.source_side.size)
-    size = model.num_params(*sizes)
     if size is None:
         return [f"not known for the external model {model.name}"]
     lines = [

@@ -13,18 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ds_seq.commands.arguments.score import build_parser
-from ds_seq.commands.text_scores import text_metrics
+from ds_seq.commands.text_scores import COMET, chosen_metrics
 from ds_seq.errors import UserError
 from ds_seq.names import DEFAULT_METRICS, RESAMPLING_SEED
 from ds_seq.scores.languages import language_warning
 from ds_seq.scores.metric import Metric, from_sacrebleu
 from ds_seq.scores.scoring import TOKENISED, CorpusScore, build_metric
-from ds_seq.scores.sentence_means import comet_metric
 from ds_seq.scores.significance import Resampling, score_systems
 from ds_seq.text.lines import STANDARD, check_counts, read_lines
 
 _SIGNIFICANT = 0.05
-_COMET = "comet"
 
 
 @dataclass(frozen=True)
@@ -136,9 +134,9 @@ def _check(args: argparse.Namespace, num_systems: int, num_references: int) -> N
         raise UserError(
             "--tokenized: supports only BLEU, as other metrics need raw text; drop --metrics"
         )
-    if _COMET in metrics and (not args.source or num_references > 1):
+    if COMET in metrics and (not args.source or num_references > 1):
         raise UserError("comet: needs exactly one reference and the source text; add --source FILE")
-    if args.source and _COMET not in metrics:
+    if args.source and COMET not in metrics:
         raise UserError("--source: only used by `--metrics comet`; leave it out")
 
 
@@ -162,11 +160,8 @@ def _read(systems: list[str], references: list[str], source: str | None) -> _Tex
 def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
     if args.tokenized:
         return [from_sacrebleu(TOKENISED, build_metric(TOKENISED, ""))]
-    names = [name for name in args.metrics or DEFAULT_METRICS if name != _COMET]
-    metrics = text_metrics(names, args.target_lang, stemmer=not args.no_stemmer)
-    if _COMET in (args.metrics or ()):
-        metrics.append(from_sacrebleu(_COMET, comet_metric(args.comet_model, source)))
-    return metrics
+    names, stemmer = args.metrics or DEFAULT_METRICS, not args.no_stemmer
+    return chosen_metrics(names, args.target_lang, source, args.comet_model, stemmer=stemmer)
 
 
 def _as_json(

@@ -9,10 +9,13 @@ from ds_seq.commands.arguments.metrics import ROUGE_GROUP
 from ds_seq.errors import UserError
 from ds_seq.names import DEFAULT_METRICS
 from ds_seq.plugins import trust
-from ds_seq.scores.metric import TEXT, Metric, find_metric
+from ds_seq.scores.metric import TEXT, Metric, find_metric, from_sacrebleu
 from ds_seq.scores.rouge import ROUGE
 from ds_seq.scores.scoring import CorpusScore, check_pairs
+from ds_seq.scores.sentence_means import comet_metric
 from ds_seq.scores.significance import Resampling, score_systems
+
+COMET = "comet"
 
 
 def text_metrics(names: Sequence[str], target_lang: str, *, stemmer: bool = True) -> list[Metric]:
@@ -41,6 +44,32 @@ def text_metrics(names: Sequence[str], target_lang: str, *, stemmer: bool = True
                 )
             metrics[member] = metric
     return list(metrics.values())
+
+
+def chosen_metrics(
+    names: Sequence[str],
+    target_lang: str,
+    source: Sequence[str],
+    comet_model: str,
+    *,
+    stemmer: bool = True,
+) -> list[Metric]:
+    """Return the metrics that compare texts, COMET among them.
+
+    Args:
+        names: see `text_metrics`; `comet`, too.
+        target_lang: language code of the text.
+        source: lines of the source, for COMET; else empty.
+        comet_model: name or path of COMET's model.
+        stemmer: whether ROUGE stems English words.
+
+    Raises:
+        UserError: see `text_metrics`; or COMET or its model is not installed.
+    """
+    metrics = text_metrics([name for name in names if name != COMET], target_lang, stemmer=stemmer)
+    if COMET in names:
+        metrics.append(from_sacrebleu(COMET, comet_metric(comet_model, source)))
+    return metrics
 
 
 class TextScorer:

@@ -10,11 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from ds_seq.errors import UserError
-from ds_seq.generation.explain import PairInsight, explain_pair
+from ds_seq.generation.explain import LayerVisits, PairExplanation, describe_pair
 from ds_seq.generation.forced import ForcedPair
-from ds_seq.generation.output import plain_text
 from ds_seq.generation.rescoring import Row, encode_rows
-from ds_seq.moe.calls import moe_calls
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.serving.models import Item, Question, Search, ServedModel
 from ds_seq.serving.requests import (
@@ -31,7 +29,6 @@ from ds_seq.serving.requests import (
 _MOST_WEIGHTS = 2_000_000
 """Most attention weights of an answer, about 12 MB of JSON."""
 _DIGITS = 3
-_SIDES = {"encoder": "source", "decoder": "target"}
 Heads = list[list[list[float]]]
 
 
@@ -66,25 +63,24 @@ class Explain:
 
     def _explain(self, item: PairItem) -> Explanation:
         served, run = self.model, self.model.runs[0]
-        tokenizers = served.card.tokenizers
         target = self._best(item.source) if item.target is None else item.target
-        pair = ForcedPair(item.source, target)
-        insight = explain_pair(
+        found = describe_pair(
             run.seq2seq,
             served.recorder,
-            tokenizers.symbols,
-            pair,
+            served.card.tokenizers,
+            ForcedPair(item.source, target),
             served.device,
             self.num_candidates,
+            layer_names(run.model),
         )
         return Explanation(
             model=served.name,
-            source=tokenizers.source.pieces(item.source),
-            target=self._tokens([*target, tokenizers.symbols.eos], insight),
-            text=plain_text(tokenizers.target, target),
-            log_prob=sum(insight.log_probs),
-            attention=_attention(insight),
-            experts=self._experts(insight),
+            source=found.source,
+            target=_tokens(found),
+            text=found.text,
+            log_prob=sum(found.log_probs),
+            attention=_attention(found),
+            experts=[_layer(layer) for layer in found.experts],
         )
 
     def _best(self, source: list[int]) -> list[int]:
@@ -92,37 +88,30 @@ class Explain:
         kind = Search(self.model, self.model.settings, 1, False, False, False, None)
         return kind.search([Item(0, "", source, None, None, False, False)])[0].hypotheses[0].tokens
 
-    def _tokens(self, ids: list[int], insight: PairInsight) -> list[TargetToken]:
-        pieces = self.model.card.tokenizers.target.pieces
-        rows = zip(ids, pieces(ids), insight.log_probs, insight.candidates, strict=True)
-        return [
-            TargetToken(
-                id=token,
-                piece=piece,
-                score=score,
-                candidates=[
-                    Candidate(piece=pieces([each.token])[0], log_prob=each.log_prob)
-                    for each in candidates
-                ],
-            )
-            for token, piece, score, candidates in rows
-        ]
 
-    def _experts(self, insight: PairInsight) -> list[ExpertLayer]:
-        model = self.model.runs[0].model
-        layers, names = moe_calls(model), layer_names(model)
-        return [
-            ExpertLayer(
-                name=name,
-                num_experts=layer.num_experts,
-                side=_SIDES.get(name.split()[0]),
-                visits=[
-                    [Visit(expert=each.expert, weight=round(each.weight, _DIGITS)) for each in row]
-                    for row in visits
-                ],
-            )
-            for layer, name, visits in zip(layers, names, insight.visits, strict=True)
-        ]
+def _tokens(found: PairExplanation) -> list[TargetToken]:
+    rows = zip(found.target_ids, found.target, found.log_probs, found.candidates, strict=True)
+    return [
+        TargetToken(
+            id=token,
+            piece=piece,
+            score=score,
+            candidates=[Candidate(piece=each.piece, log_prob=each.log_prob) for each in candidates],
+        )
+        for token, piece, score, candidates in rows
+    ]
+
+
+def _layer(layer: LayerVisits) -> ExpertLayer:
+    return ExpertLayer(
+        name=layer.name,
+        num_experts=layer.num_experts,
+        side=layer.side,
+        visits=[
+            [Visit(expert=each.expert, weight=round(each.weight, _DIGITS)) for each in row]
+            for row in layer.visits
+        ],
+    )
 
 
 def explanation_question(model: ServedModel, request: ExplanationRequest) -> Question:
@@ -156,7 +145,7 @@ def explanation_question(model: ServedModel, request: ExplanationRequest) -> Que
     return Question(Explain(model, request.candidates), PairItem(source, target), len(source))
 
 
-def _attention(insight: PairInsight) -> Attention:
+def _attention(insight: PairExplanation) -> Attention:
     """Return all maps; means over the heads where that many weights are too many.
 
     Raises:

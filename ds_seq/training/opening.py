@@ -11,7 +11,7 @@ from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.run_folder import RunSetup
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.saves import Saves
-from ds_seq.training.trackers import tracked
+from ds_seq.training.trackers import Watch, tracked
 from ds_seq.training.validation import BestBy
 from ds_seq.weights.meta import CHECKPOINTS
 
@@ -67,7 +67,10 @@ def open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> 
     if train.max_epochs is not None:
         last = min(last, train.max_epochs * batches.updates_per_epoch)
     options = (setup.folder, world.is_first, train.tensorboard, last, done)
-    log = RunLog(*options, *tracked(setup.config, setup.folder))
+    shown, trackers = tracked(setup.config, setup.folder)
+    if setup.on_figures is not None:
+        trackers.append(Watch(setup.on_figures))
+    log = RunLog(*options, shown, trackers)
     if world.is_first:
         log.say(describe_start(record_start(setup.folder, world, done, last)))
     for line in distributed.describe_places(world):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ from ds_seq.training.run_folder import (
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
+from ds_seq.training.trackers import OnFigures
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, has_frozen
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.trial import with_batch_size
@@ -103,6 +104,7 @@ def run_training(
     overwrite: bool = False,
     allow_changes: Sequence[str] = (),
     checkpoint: str | None = None,
+    on_figures: OnFigures | None = None,
 ) -> TrainingResult:
     """Train in one process, or in all processes that the launcher has started.
 
@@ -117,6 +119,7 @@ def run_training(
         allow_changes: options that may differ from those of the run that is resumed, although
             that makes nonsense of it; see `ds_seq.config.changes`.
         checkpoint: with `resume`, the checkpoint to resume from: `best`, `last`, a name or a path.
+        on_figures: called on rank 0 with update and figures; one that fails is left out.
 
     Raises:
         UserError: the experiment, its data or its run folder is invalid, or another training uses
@@ -144,6 +147,7 @@ def run_training(
             )
             with distributed.shared_errors():
                 setup = set_up(config, world.size, resume, overwrite, start)
+            setup = replace(setup, on_figures=on_figures)
             return _train(setup, made_of, allow_changes, problems, world)
 
 

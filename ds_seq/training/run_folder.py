@@ -21,6 +21,7 @@ from ds_seq.training.checkpoint_folder import delete_all
 from ds_seq.training.history import History, first_version, resumed
 from ds_seq.training.resume_state import ResumeState
 from ds_seq.training.run_log import OLD
+from ds_seq.training.trackers import OnFigures
 from ds_seq.weights.meta import CHECKPOINTS, VOCAB_HASH_KEY, read_meta
 
 _OLD_FILES = (
@@ -43,6 +44,7 @@ class RunSetup:
         folder: folder of the run.
         checkpoint: checkpoint to resume from; None: train from scratch.
         overwrite: whether to delete an earlier run.
+        on_figures: function that gets the figures of the run on rank 0, besides its trackers.
     """
 
     config: ExperimentConfig
@@ -50,6 +52,7 @@ class RunSetup:
     folder: Path
     checkpoint: Path | None
     overwrite: bool
+    on_figures: OnFigures | None = None
 
 
 def lock_run(folder: Path) -> files.Lock:

@@ -106,7 +106,8 @@ class RunLog:
         except Exception as error:
             self._trackers.remove(tracker)
             what = (str(error).splitlines() or [type(error).__name__])[0]
-            self.say(f"ds-seq: warning: a tracker of train.trackers has failed: {what}")
+            which = "a tracker (train.trackers, or on_figures of ds_seq.fit)"
+            self.say(f"ds-seq: warning: {which} has failed: {what}")
 
     def _record_curves(self, kind: str, update: int, figures: Mapping[str, Any]) -> None:
         for name, value in figures.items():

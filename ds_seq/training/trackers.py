@@ -8,7 +8,7 @@ once and left out from then on: the training is worth more.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,10 @@ from ds_seq.names import TrackerName
 _PROJECT = "ds_seq"
 _LONGEST_VALUE = 500
 """Characters of a parameter in MLflow."""
+
+
+OnFigures = Callable[[int, Mapping[str, float]], object]
+"""A function of the update and of figures by name, such as `train/loss` or `valid/bleu`."""
 
 
 class Tracker(Protocol):
@@ -69,6 +73,24 @@ class _MLflow:
 
     def end(self, succeeded: bool) -> None:
         self._mlflow.end_run("FINISHED" if succeeded else "FAILED")
+
+
+class Watch:
+    """Gives the figures to a function of whoever has started the training in Python.
+
+    Args:
+        function: the function.
+    """
+
+    def __init__(self, function: OnFigures) -> None:
+        self._function = function
+
+    def record(self, figures: Mapping[str, float], update: int) -> None:
+        """Call the function."""
+        self._function(update, figures)
+
+    def end(self, succeeded: bool) -> None:
+        """Do nothing: whoever has started the training knows."""
 
 
 _TRACKERS: dict[TrackerName, type[_Wandb] | type[_MLflow]] = {"wandb": _Wandb, "mlflow": _MLflow}

@@ -22,7 +22,7 @@ PACKAGE = Path(ds_seq.__file__).parent
 
 # Names that mean something else than the option of that name, by file and name.
 OTHER_MEANINGS = {
-    ("api.py", "checkpoint"): "of the model that is loaded, not of a teacher",
+    ("api/models.py", "checkpoint"): "of the model that is loaded, not of a teacher",
     ("data/sections.py", "offset"): "the section of the first pair, not a position of tokens",
     ("data/binarize.py", "workers"): "processes; the caller turns data.workers into a number",
     ("data/clean.py", "workers"): "processes; the caller turns data.workers into a number",

@@ -6,7 +6,7 @@ from ds_seq.commands.arguments.metrics import METRIC_NAMES, add_metrics
 from ds_seq.commands.parser import CommandParser, Number, command_parser
 from ds_seq.names import DEFAULT_METRICS, PAIRED_TESTS, RESAMPLING_SEED
 
-_COMET_MODEL = "Unbabel/wmt22-comet-da"
+COMET_MODEL = "Unbabel/wmt22-comet-da"
 
 
 def build_parser() -> CommandParser:
@@ -45,7 +45,7 @@ def build_parser() -> CommandParser:
     add("--source", metavar="FILE", help="source text, for comet")
     add(
         "--comet-model",
-        default=_COMET_MODEL,
+        default=COMET_MODEL,
         metavar="NAME",
         help="COMET model (default: %(default)s)",
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from ds_seq.api import load
+from ds_seq.api.models import load
 from ds_seq.commands import generate
 from ds_seq.serving.models import ServedModel
 from tests.unit.serving.conftest import RUNS, Serve

@@ -186,5 +186,5 @@ def test_a_tracker_that_fails_is_left_out(
     log.end(3, "max_updates")
     log.close()
     assert tracker.seen == [(1, {"train/loss": 2.0}), (2, {"train/loss": 2.0})]
-    assert "a tracker of train.trackers has failed: no network" in capsys.readouterr().err
+    assert "ds_seq.fit) has failed: no network" in capsys.readouterr().err
     assert len(read(tmp_path)) == 4
