@@ -82,7 +82,8 @@ DEV = [*TEST, *DOCS, "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
 # vectors, the installation continues, and PyTorch's operators are used.
 NATIVE = Extension(
     "ds_seq.modules._native",
-    ["ds_seq/modules/native.c"],
+    sorted(f"ds_seq/modules/{path.name}" for path in (ROOT / "ds_seq/modules").glob("native*.c")),
+    depends=[f"ds_seq/modules/{path.name}" for path in (ROOT / "ds_seq/modules").glob("native*.h")],
     extra_compile_args=["-O3", "-Wno-psabi"],
     optional=True,
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
+from ds_seq.models.native_decoder import NativeCache, NativeStep
 from ds_seq.models.output import (
     EncoderOutput,
     LayerOutputs,
@@ -80,6 +81,12 @@ class Seq2SeqTransformer(nn.Module):
         self.adapters: AdapterChoice | None = None
         self.encoder_input: LanguageModelInput | None = None
         self.expert_prior: nn.Module | None = None
+        self._native: NativeStep | None = None
+
+    def pack(self, int8: bool = False) -> None:
+        """Decode by one call into C from now on, where that is possible; see `pack_weights`."""
+        step = None if int8 else NativeStep.of(self.decoder, self.target_embedding, self.output)
+        self._native = step
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
@@ -160,7 +167,9 @@ class Seq2SeqTransformer(nn.Module):
             None if sets is None else sets[:, 0],
         )
 
-    def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
+    def start_cache(
+        self, encoded: EncoderOutput, beam: int, max_length: int
+    ) -> DecoderCache | NativeCache:
         """Prepare step-by-step decoding.
 
         Args:
@@ -171,10 +180,14 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             A cache of length 0, with cross-attention's keys and values once per sentence.
         """
+        if self._native is not None:
+            native = self._native.start(encoded, beam, max_length)
+            if native is not None:
+                return native
         context = self._decoder_context(encoded)
         return self.decoder.start_cache(context, encoded.hidden, beam, max_length)
 
-    def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
+    def decode_step(self, tokens: Tensor, cache: DecoderCache | NativeCache) -> Tensor:
         """Append one token to each hypothesis and score the next.
 
         Args:
@@ -184,20 +197,26 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             Logits (N, V).
         """
-        return self.decode_with(tokens, cache, self._scores)
+        native = None if self._native is None else self._native.scores
+        return self.decode_with(tokens, cache, self._scores if native is None else native)
 
     def scorer(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
         """Return a function that scores hidden states (..., D) against some tokens (U,)."""
         return token_scorer(tokens, self.target_embedding, self.output)
 
     def decode_with(
-        self, tokens: Tensor, cache: DecoderCache, scores: Callable[[Tensor], Tensor]
+        self,
+        tokens: Tensor,
+        cache: DecoderCache | NativeCache,
+        scores: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Do what `decode_step` does, with scores of hidden states by a function of `scorer`.
 
         Returns:
             Logits (N, U).
         """
+        if isinstance(cache, NativeCache):
+            return cache.of_each(scores(cache.step(tokens)))
         tokens = cache.distinct(tokens)  # (B, K) or (B, 1)
         cache.context = cache.context._replace(tokens=tokens)
         embedded = self.target_embedding(tokens)  # (B, K, D) or (B, 1, D)

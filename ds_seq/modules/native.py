@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# those of native.c
-_LANES = 16
+# those of native_lanes.h
+LANES = 16
 _MOST_KEYS = 2048
 
 _MOST_RESULTS = 64  # results are found by insertion
@@ -34,8 +34,8 @@ _Strides, _Sizes = _NUMBER * 11, _NUMBER * 6
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, or None."""
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None where there are none."""
     if os.environ.get("DS_SEQ_NATIVE") == "0":
         return None
     places = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
@@ -44,17 +44,24 @@ def _library() -> ctypes.CDLL | None:
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """Return the kernels in a file, or None if they were compiled for another machine."""
+    """Return the kernels in a file, or None if they are of another machine or version."""
+    arguments = {
+        "ds_seq_attend": [*[_ADDRESS] * 7, ctypes.c_float],
+        "ds_seq_best": [*[_ADDRESS] * 5, *[_NUMBER] * 4],
+        "ds_seq_log_softmax": [_ADDRESS, _NUMBER, _NUMBER],
+        "ds_seq_step": [*[_ADDRESS] * 3, *[_NUMBER] * 2, _ADDRESS],
+        "ds_seq_reorder": [*[_ADDRESS] * 2, _NUMBER],
+        "ds_seq_map_rows": [*[_ADDRESS] * 2, _NUMBER, _ADDRESS],
+    }
     try:
-        library = ctypes.CDLL(str(path))
-    except OSError:
+        kernels = ctypes.CDLL(str(path))
+        for name, types in arguments.items():
+            kernel = getattr(kernels, name)
+            kernel.argtypes = types
+            kernel.restype = _NUMBER if name == "ds_seq_step" else None
+    except (OSError, AttributeError):  # of an earlier version, which lacks kernels
         return None
-    library.ds_seq_attend.argtypes = [*[_ADDRESS] * 7, ctypes.c_float]
-    library.ds_seq_best.argtypes = [*[_ADDRESS] * 5, *[_NUMBER] * 4]
-    library.ds_seq_log_softmax.argtypes = [_ADDRESS, _NUMBER, _NUMBER]
-    for kernel in (library.ds_seq_attend, library.ds_seq_best, library.ds_seq_log_softmax):
-        kernel.restype = None
-    return library
+    return kernels
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -73,13 +80,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
         value: (B, H', S, Dh).
         mask: (B, 1, T or 1, S), added to the scores, or None.
     """
-    library = _library()
-    if library is None or torch.is_grad_enabled():
+    kernels = library()
+    if kernels is None or torch.is_grad_enabled():
         return None
     num_sentences, num_heads, num_queries, width = query.shape
     num_keys = key.size(2)
     plain = all(map(_is_plain, (query, key, value)))
-    if not plain or width % _LANES or num_keys > _MOST_KEYS or not query.numel():
+    if not plain or width % LANES or num_keys > _MOST_KEYS or not query.numel():
         return None
     mask_strides = (0, 0)
     if mask is not None:
@@ -90,7 +97,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     of_query, of_key, of_value = query.stride(), key.stride(), value.stride()
     strides = of_query[0], of_query[2], of_query[1], *of_key[:3], *of_value[:3], *mask_strides
     sizes = num_sentences, num_queries, num_heads, num_heads // key.size(1), num_keys, width
-    library.ds_seq_attend(
+    kernels.ds_seq_attend(
         query.data_ptr(),
         key.data_ptr(),
         value.data_ptr(),
@@ -116,9 +123,9 @@ def best(values: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, T
         equal ones that of the first row and column first; NaN counts as -inf. None where the kernel
         does not serve.
     """
-    library = _library()
+    kernels = library()
     offsets = offsets.contiguous()
-    if library is None or not values.is_contiguous():
+    if kernels is None or not values.is_contiguous():
         return None
     if not (_is_plain(values) and _is_plain(offsets) and 0 < count <= _MOST_RESULTS):
         return None
@@ -127,7 +134,7 @@ def best(values: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, T
     rows = torch.empty(num_sentences, count, dtype=torch.int64)
     columns = torch.empty_like(rows)
     addresses = [x.data_ptr() for x in (values, offsets, sums, rows, columns)]
-    library.ds_seq_best(*addresses, num_sentences, num_rows, values.size(1), count)
+    kernels.ds_seq_best(*addresses, num_sentences, num_rows, values.size(1), count)
     return sums, rows, columns
 
 
@@ -137,8 +144,8 @@ def log_softmax(values: Tensor) -> Tensor | None:
     Returns None, and changes nothing, where the kernel does not serve. A row with NaN, or with no
     logit above -inf, is NaN afterwards.
     """
-    library = _library()
-    if library is None or not (_is_plain(values) and values.is_contiguous()):
+    kernels = library()
+    if kernels is None or not (_is_plain(values) and values.is_contiguous()):
         return None
-    library.ds_seq_log_softmax(values.data_ptr(), *values.shape)
+    kernels.ds_seq_log_softmax(values.data_ptr(), *values.shape)
     return values

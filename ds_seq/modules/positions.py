@@ -104,9 +104,13 @@ class LearnedPositions(nn.Module):
 
     def forward(self, x: Tensor, start: int, length: int) -> Tensor:
         """Add rows `start .. start + length - 1` to x (B, length, D); length 1 is broadcast."""
+        self.check(start, length)
+        return x + self.weight[start : start + length]
+
+    def check(self, start: int, length: int) -> None:
+        """Raise `ValueError` if positions `start .. start + length - 1` go beyond the rows."""
         if start + length > self.max_positions:
             raise ValueError(
                 f"position {start + length - 1} is beyond the {self.max_positions} learned "
                 "positions (model.max_positions)"
             )
-        return x + self.weight[start : start + length]

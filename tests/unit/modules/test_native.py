@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,33 +11,26 @@ from ds_seq.modules import native
 from ds_seq.modules.attention import attend
 from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.search.top_k import top_continuations
+from tests.native_kernels import kernels as kernels_in
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """Return the kernels, compiled as setup.py compiles them."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no gcc")
-    path = tmp_path_factory.mktemp("native") / "native.so"
-    source = Path(native.__file__).with_name("native.c")
-    command = [compiler, "-O3", "-Wno-psabi", "-shared", "-fPIC", "-o", str(path), str(source)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("gcc is older than 12")
-    return native.load(path)
+    return kernels_in(tmp_path_factory.mktemp("native"))
 
 
 @pytest.fixture(params=["native", "torch"])
 def kernels(request, monkeypatch):
     """Use the kernels, or PyTorch's operators."""
     library = request.getfixturevalue("compiled") if request.param == "native" else None
-    monkeypatch.setattr(native, "_library", lambda: library)
+    monkeypatch.setattr(native, "library", lambda: library)
     return library
 
 
 @pytest.fixture
 def library(compiled, monkeypatch):
-    monkeypatch.setattr(native, "_library", lambda: compiled)
+    monkeypatch.setattr(native, "library", lambda: compiled)
 
 
 def paths(num_sentences: int, num_queries: int, num_keys: int) -> torch.Tensor:
@@ -162,4 +152,4 @@ def test_what_cannot_be_loaded_is_not_used(tmp_path, monkeypatch):
     broken.write_bytes(b"of another machine")
     assert native.load(broken) is None
     monkeypatch.setenv("DS_SEQ_NATIVE", "0")
-    assert native._library.__wrapped__() is None
+    assert native.library.__wrapped__() is None
