@@ -75,6 +75,14 @@ VARIANTS: Mapping[str, str] = {
     "--max-source-positions 300 --max-target-positions 300",
 }
 _OF_ONE_SIDE = ("bart",)  # with the dictionary of the source for both
+_ROBERTA = (
+    "--task masked_lm --tokens-per-sample 200 --encoder-embed-dim WIDTH --encoder-layers 2 "
+    "--encoder-ffn-embed-dim 12 --encoder-attention-heads 2 --arch"
+)
+MASKED_MODELS: Mapping[str, str] = {
+    "roberta": f"{_ROBERTA} roberta_base",
+    "roberta_untied": f"{_ROBERTA} roberta_prenorm --untie-weights-roberta --max-positions 300",
+}
 _LM = "--task language_modeling --tokens-per-sample 200 --decoder-embed-dim WIDTH"
 _SMALL = (
     "--decoder-ffn-embed-dim 12 --decoder-layers 3 --decoder-attention-heads 2 "
@@ -132,6 +140,7 @@ RECORDED = (
     "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized",
     "gated_adapters", "alibi", "fused", "languages",
 )  # fmt: skip
+_WITHOUT_PAIR = (*LANGUAGE_MODELS, *MASKED_MODELS, *_OF_ONE_SIDE)
 _SENTENCES = 20
 
 
@@ -171,11 +180,8 @@ class Sides:
         pair = f"-s {source} -t {target}"  # which a training with several pairs does not accept
         flags = {}
         for name, given in _with_width(variants, self._width):
-            has_sizes = "--arch fconv" in given or name in LANGUAGE_MODELS
-            is_one_pair = "--lang-pairs" not in given and name not in (
-                *LANGUAGE_MODELS,
-                *_OF_ONE_SIDE,
-            )
+            has_sizes = "--arch fconv" in given or name in (*LANGUAGE_MODELS, *MASKED_MODELS)
+            is_one_pair = "--lang-pairs" not in given and name not in _WITHOUT_PAIR
             flags[name] = f"{tiny[has_sizes]} {pair if is_one_pair else ''} {given}"
         listed = self._folder / "variants.json"
         listed.write_text(json.dumps(flags), encoding="utf-8")
@@ -191,7 +197,7 @@ class Sides:
         pairs = json.loads(self._pairs.read_text(encoding="utf-8"))
         expected = torch.load(self._folder / f"{name}.logits.pt")
         for (given, shifted), theirs in zip(pairs, expected, strict=True):
-            is_text = name in LANGUAGE_MODELS
+            is_text = name in (*LANGUAGE_MODELS, *MASKED_MODELS)
             with torch.no_grad():
                 ours = model(text_inputs_of(given) if is_text else inputs_of(given, shifted)).logits
             largest = max(largest, float((ours - theirs).abs().max()))
@@ -205,7 +211,7 @@ class Sides:
         first, second = (self._data / f"dict.{code}.txt" for code in self._languages)
         words = ["import", "fairseq", str(checkpoint), "--dict", str(first), "--out", str(run)]
         words += ["--source-lang", self._languages[0], *more]
-        if checkpoint.stem not in (*LANGUAGE_MODELS, *_OF_ONE_SIDE):
+        if checkpoint.stem not in _WITHOUT_PAIR:
             words += ["--target-dict", str(second), "--target-lang", self._languages[1]]
         if cli.main(words) != 0:
             raise SystemExit(f"ds-seq {' '.join(words)} failed")
@@ -244,7 +250,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--variants",
         nargs="+",
-        choices=[*VARIANTS, *LANGUAGE_MODELS],
+        choices=[*VARIANTS, *LANGUAGE_MODELS, *MASKED_MODELS],
         help="only these of fairseq's",
     )
     parser.add_argument("--only-runs", action="store_true", help="compare translations only")
@@ -254,7 +260,7 @@ def main(argv: Sequence[str]) -> int:
         is_recording = options.record is not None
         languages = (options.languages[0], options.languages[1])
         sides = Sides(options.python, options.data, languages, Path(name), is_recording)
-        known = {**VARIANTS, **LANGUAGE_MODELS}
+        known = {**VARIANTS, **LANGUAGE_MODELS, **MASKED_MODELS}
         variants = {name: known[name] for name in options.variants or known}
         found = {} if options.only_runs else sides.differences(variants, None)
         of_forks = (

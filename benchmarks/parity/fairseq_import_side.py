@@ -5,10 +5,10 @@
 
 For each variant, a name and flags, it writes OUT/NAME.pt as fairseq's trainer writes it, and
 OUT/NAME.logits.pt: the logits of every next token of the pairs of ids, in float64, of the model
-that fairseq itself loads from that file; language models read the sources of the pairs, with the
-dictionary in OUT/text, and adaptive softmax returns log-probabilities. Flags of ours: `--old`
-writes the file as before 0.10.2, and `--float32` computes in that precision, because some masks of
-VarunGumma/fairseq are not numbers in float64.
+that fairseq itself loads from that file; language models and RoBERTa read the sources of the pairs
+with the dictionary in OUT/text, and adaptive softmax returns log-probabilities. Flags of ours:
+`--old` writes the file as before 0.10.2, and `--float32` computes in that precision, because some
+masks of VarunGumma/fairseq are not numbers in float64.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if not torch.cuda.is_available():  # a module of VarunGumma/fairseq asks for it 
 
 from fairseq import checkpoint_utils, options, tasks  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
-from fairseq.models import FairseqLanguageModel  # noqa: E402
+from fairseq.models import FairseqEncoderModel, FairseqLanguageModel  # noqa: E402
 
-_OF_ONE_SIDE = {"language_modeling", "denoising"}  # tasks
+_OF_ONE_SIDE = {"language_modeling", "denoising", "masked_lm"}  # tasks
 
 
 def main(folder: str, pairs: str, variants: str, out: str) -> None:
@@ -89,6 +89,8 @@ def logits(
     )
     model = models[0].to(dtype).eval()
     with torch.no_grad():
+        if isinstance(model, FairseqEncoderModel):
+            return [model(torch.tensor([text]))[0][0] for text, _ in sentences]
         if isinstance(model, FairseqLanguageModel):
             return [
                 model.get_normalized_probs(model(torch.tensor([text])), log_probs=True)[0]

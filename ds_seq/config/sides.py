@@ -55,8 +55,9 @@ def _side_errors(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             message = "translation needs pairs; give source_lang and target_lang, or set task: "
             yield "data.language", message + "{name: language_modeling}"
         if reads_text:
-            message = f"{model.name} has no source; use transformer, or set task: "
-            yield "model.name", message + "{name: language_modeling}"
+            own = ("masked_" if model.stacks == ("encoder",) else "") + "language_modeling"
+            message = f"{model.name} has no source; use transformer, or set task: {{name: {own}}}"
+            yield "model.name", message
     if isinstance(task, LanguageModelingConfig):
         if data.language is None:
             message = "missing: task language_modeling reads text of one side; give its language "

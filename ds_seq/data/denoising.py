@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ds_seq.data.batch import Batch, Seq2SeqInputs, empty_seq2seq_batch, rows_within, seq2seq_batch
 from ds_seq.data.corpora import Part
 from ds_seq.data.noise.masking import Masking
-from ds_seq.data.noise.rows import RowDraws, framed, ranges, unframed
+from ds_seq.data.noise.rows import RowDraws, framed, ranges, unframed, without
 from ds_seq.data.noise.text import NoiseVocab, TextNoise
 from ds_seq.data.source import FixedLengths, Key, Source, TokenBlock
 from ds_seq.data.text import TextDataset
@@ -123,6 +123,7 @@ class BlockTexts:
 
     def __init__(self, blocks: TextDataset, symbols: Symbols) -> None:
         self._blocks, self._eos = blocks, symbols.eos
+        self._around = np.asarray([*symbols.opening, *symbols.closing], np.int64)
         self.parts, self.first = blocks.parts, blocks.first
         self.lengths: NDArray[np.integer] = blocks.lengths[:, 0]
 
@@ -135,10 +136,17 @@ class BlockTexts:
         return indices
 
     def gather(self, indices: NDArray[np.int64], key: Key) -> TokenBlock:
-        """See `Texts.gather`; the end symbols between the lines of a block stay."""
+        """See `Texts.gather`.
+
+        The end symbols between the lines of a block stay; other symbols around lines, such as a
+        start symbol, do not, as a model meets them at the ends of a whole text.
+        """
         block = self._blocks.in_epoch(key).gather(indices).block
+        if len(self._around):
+            block = without(block, self._around)
         last = np.cumsum(block.lengths) - 1
-        is_end = block.tokens[last] == self._eos
+        # a row may be empty now
+        is_end = (np.append(block.tokens, -1)[last] == self._eos) & (block.lengths > 0)
         tokens = np.delete(block.tokens, last[is_end]).astype(np.int64)
         return TokenBlock(tokens, block.lengths - is_end)
 

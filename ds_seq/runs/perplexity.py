@@ -85,7 +85,10 @@ def text_blocks(
         UserError: the model is no language model, or the numbers do not fit it or each other.
     """
     if not run.card.reads_prompts:
-        raise UserError(f"{run.source}: is no language model; it translates")
+        raise UserError(
+            f"{run.source}: is a model {run.model_config.name}, which is no language model: it "
+            "does not predict each token from those before it"
+        )
     longest = run.card.max_positions
     task = None if run.experiment is None else run.experiment.task
     usual = task.block_tokens if isinstance(task, LanguageModelingConfig) else longest

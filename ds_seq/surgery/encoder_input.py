@@ -8,6 +8,7 @@ from ds_seq.config.model.encoder_input import EncoderInputConfig
 from ds_seq.errors import UserError
 from ds_seq.models.encoder_input import LanguageModelInput
 from ds_seq.runs.open import open_run
+from ds_seq.surgery.one_stack import SCORES
 from ds_seq.text.tokenizer import Tokenizer
 from ds_seq.weights.fill import Allowed, fill
 from ds_seq.weights.selection import Selection
@@ -18,7 +19,7 @@ _FREE = frozenset(
     "activation_checkpointing".split()
 )
 """Options that fit the weights with other values, too."""
-_SCORES = Selection(("output", "lm_head", "target_embedding.bias"))
+_SCORES = Selection(("output", *SCORES))
 """What only scores tokens, and so is left out."""
 
 

@@ -27,7 +27,7 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import STACKS
 from ds_seq.runs.foreign import is_huggingface, open_huggingface
 from ds_seq.runs.open import open_run
-from ds_seq.surgery.one_stack import parts_besides
+from ds_seq.surgery.one_stack import parts_apart
 from ds_seq.weights.fill import Allowed, Differences, fill, model_tensors, read_like
 from ds_seq.weights.selection import Selection, listed
 from ds_seq.weights.source import TensorSource
@@ -98,10 +98,10 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
             f"{fingerprint[:12]}; both need the same one"
         )
     _check_kind(train.init_from, stored.model_config, config.model)
-    new = parts_besides(train.init_from, stored.model_config, config.model)
+    apart = parts_apart(train.init_from, stored.model_config, config.model)
     allowed = Allowed(
-        Selection([*train.allow_missing, *new]),
-        Selection(train.allow_unexpected),
+        Selection([*train.allow_missing, *apart.missing.entries]),
+        Selection([*train.allow_unexpected, *apart.unexpected.entries]),
         ", unless train.allow_missing or train.allow_unexpected names them",
     )
     found = transfer(model, stored.weights, train.upcycle_noise, allowed)

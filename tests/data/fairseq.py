@@ -6,6 +6,7 @@ Recorded by `benchmarks/parity/fairseq_data.py --write-test-data` with fairseq 0
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import safetensors.numpy
 
 _RECORDED = Path(__file__).with_name("fairseq_data.safetensors")
 _CHECKPOINTS = ("checkpoints", "convolutions", "denoising")
-_LANGUAGE_MODELS = ("language_models",)
+MASKED_MODELS = ("roberta", "roberta_untied")
 LANGUAGE_MODELS = (
     "lm_adaptive_tied", "lm_adaptive_apart", "lm_lightconv_adaptive", "lm_fconv",
     "lm_fconv_adaptive", "lm_lstm", "lm_lstm_adaptive", "lm_characters",
@@ -28,17 +29,17 @@ def write_recorded(folder: Path) -> None:
         path.write_bytes(content.tobytes())
 
 
-def write_checkpoints(folder: Path, language_models: bool = False) -> None:
+def write_checkpoints(folder: Path, archives: Sequence[str] = _CHECKPOINTS) -> None:
     """Write checkpoints `NAME.pt` of fairseq and `NAME.logits.pt`, what it computed with them.
 
     Recorded by `benchmarks/parity/fairseq_import.py --record`, as is `pairs.json`, the ids;
     those of convolutions with `--variants lightweight dynamic fconv fconv_shared`, of denoising
-    with `--variants bart`, language models with `--variants` and the names in `LANGUAGE_MODELS`.
-    These read the sources of the pairs.
+    with `--variants bart`, `language_models` and `masked` with `--variants` and the names in
+    `LANGUAGE_MODELS` and `MASKED_MODELS`. These read the sources of the pairs.
     """
     # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
     safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    for name in _LANGUAGE_MODELS if language_models else _CHECKPOINTS:
+    for name in archives:
         with tarfile.open(Path(__file__).with_name(f"fairseq_{name}.tar.xz")) as archive:
             archive.extractall(folder, **safely)
 

@@ -177,6 +177,53 @@ _OF_TEXT: dict[str, dict[str, Any]] = {
     },
 }
 
+_BART: dict[str, Any] = {
+    **_both(embed_dim=1024, ffn_embed_dim=4096, layers=12, attention_heads=16, learned_pos=True),
+    "share_decoder_input_output_embed": True,
+    "share_all_embeddings": True,
+    "no_scale_embedding": True,
+    "layernorm_embedding": True,
+    "activation_fn": "gelu",
+}
+_BART_BASE = {**_BART, **_both(embed_dim=768, ffn_embed_dim=3072, layers=6, attention_heads=12)}
+_MBART_BASE = {**_BART_BASE, "no_scale_embedding": False}
+_ROBERTA: dict[str, Any] = {
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_layers": 12,
+    "encoder_attention_heads": 12,
+    "attention_dropout": 0.1,
+    "encoder_learned_pos": True,
+    "layernorm_embedding": True,
+    "no_scale_embedding": True,
+    "activation_fn": "gelu",
+}
+_ROBERTA_LARGE = {
+    "encoder_embed_dim": 1024,
+    "encoder_ffn_embed_dim": 4096,
+    "encoder_layers": 24,
+    "encoder_attention_heads": 16,
+}
+_XLM = {**_ROBERTA_LARGE, "encoder_embed_dim": 1280, "encoder_ffn_embed_dim": 5120}
+BARTS: Mapping[str, Mapping[str, Any]] = {
+    "bart_base": _BART_BASE,
+    "bart_large": _BART,
+    "mbart_base": _MBART_BASE,
+    "mbart_base_wmt20": {**_MBART_BASE, "layernorm_embedding": False},
+    "mbart_large": {**_BART, "no_scale_embedding": False},
+}
+"""Encoder-decoders that learn from noisy text."""
+ROBERTAS: Mapping[str, Mapping[str, Any]] = {
+    "roberta": _ROBERTA,
+    "roberta_base": _ROBERTA,
+    "roberta_large": {**_ROBERTA, **_ROBERTA_LARGE},
+    "roberta_prenorm": {
+        **_ROBERTA, "layernorm_embedding": False, "encoder_normalize_before": True,
+    },
+    "xlm": {**_ROBERTA, **_XLM, "encoder_layers": 16},
+}  # fmt: skip
+"""Masked language models."""
+
 # VarunGumma/fairseq
 _BASE = {**_both(normalize_before=True), "layernorm_embedding": True, "activation_fn": "gelu"}
 _HUGE = {**_BASE, **_both(embed_dim=1536, ffn_embed_dim=4096, attention_heads=16)}
@@ -219,6 +266,8 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     },
     **_GATED,
     **_OF_TEXT,
+    **BARTS,
+    **ROBERTAS,
     "transformer_ds_moe": {},
     **{f"transformer_ds_moe_{name}": values for name, values in _FAIRSEQ.items()},
     "transformer_deepspeed_moe": {},

@@ -17,6 +17,7 @@ from ds_seq.compat.fairseq.flag import changes
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.compat.fairseq.text_flags import TEXT_FLAGS
+from ds_seq.names import Stack
 
 TRANSFORMER_LM, LIGHTCONV_LM = "transformer_lm", "lightconv_lm"
 """How the names of the architectures begin."""
@@ -50,7 +51,7 @@ def language_model_section(
         if arguments.get(dest) not in (None, width):
             name = f"--{dest.replace('_', '-')} {arguments[dest]}"
             refusals.add(f"{name}: must be --decoder-embed-dim {width}; there is no map between")
-    section = model_section(_with_encoder(given, arguments), refusals)
+    section = model_section(_with_encoder(given, positions(arguments)), refusals)
     tied = bool(given["share_decoder_input_output_embed"])
     section |= {"name": "decoder_only", "share_embeddings": "all" if tied else "none"}
     section |= adaptive_section(arguments, refusals)
@@ -85,14 +86,26 @@ def _has_no_final_norm(given: Given, arguments: Mapping[str, Any]) -> bool:
     return bool(arguments.get("no_decoder_final_norm"))
 
 
-def _with_encoder(given: Given, arguments: Mapping[str, Any]) -> Given:
+def _with_encoder(given: Given, length: int) -> Given:
     """Return arguments in which the encoder is like the decoder, and as long as the text."""
     values = {**given.values, "no_decoder_final_norm": False}  # a field of its own
     if is_lightconv(given):
         values |= {f"encoder_{name}": given[f"decoder_{name}"] for name in _ALIKE_CONVOLUTIONS}
+    return both_alike(replace(given, values=values), "decoder", length)
+
+
+def both_alike(given: Given, stack: Stack, length: int) -> Given:
+    """Return arguments in which both stacks are like one of them.
+
+    Args:
+        given: the arguments.
+        stack: the one that is described.
+        length: number of positions of both.
+    """
+    values = dict(given.values)
     for name in _ALIKE:
-        values[f"decoder_{name}"] = values[f"encoder_{name}"] = given[f"decoder_{name}"]
-    values["max_source_positions"] = values["max_target_positions"] = positions(arguments)
+        values[f"decoder_{name}"] = values[f"encoder_{name}"] = given[f"{stack}_{name}"]
+    values["max_source_positions"] = values["max_target_positions"] = length
     return replace(given, values=values)
 
 

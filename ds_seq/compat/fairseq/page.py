@@ -84,6 +84,12 @@ A model of `translation_multi_simple_epoch`, such as M2M-100, is imported for on
 the ones in front of sources and translations `source_opening` and `target_opening`; another pair is
 another import. If the training read its languages from a file, `--lang-dict` names it.
 
+BART (`--task denoising`) becomes an encoder-decoder, and RoBERTa (`--task masked_lm`) a model
+`encoder_only` with `lm_head: dense`. `<mask>` follows the dictionary, and texts begin with `<s>`.
+Heads of tasks with classes are left. Files of RoBERTa before fairseq 0.10, such as the published
+ones, have other names and leave out what was no choice then; they are read, too. What starts from
+such a model is in `PRETRAINING.md`.
+
 `--average FILE ...` imports the mean of the checkpoint and others of its training, `--ema` the
 averages that `--store-ema` stored.
 

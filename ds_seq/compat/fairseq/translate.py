@@ -16,6 +16,7 @@ from ds_seq.compat.fairseq.criterion import CriterionReader
 from ds_seq.compat.fairseq.data import Sides, data_section, find_sides
 from ds_seq.compat.fairseq.flag import changes
 from ds_seq.compat.fairseq.language_models import LM_TASK
+from ds_seq.compat.fairseq.masked_models import is_masked_model
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.recurrent import is_lstm, lstm_section, refuse_lstm_flags
 from ds_seq.compat.fairseq.refusals import Refusals
@@ -133,6 +134,9 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
 def _model(given: Given, refusals: Refusals) -> dict[str, Any]:
     if is_text(given):
         return text_model(given, refusals)
+    if is_masked_model(given):
+        refusals.add(f"--arch {given['arch']}: belongs to --task masked_lm")
+        return {}
     if str(given["arch"]).startswith(LANGUAGE_MODELS):
         refusals.add(f"--arch {given['arch']}: belongs to --task {LM_TASK}")
         return {}

@@ -114,3 +114,9 @@ def framed(block: TokenBlock, symbols: Symbols) -> TokenBlock:
         tokens[starts + lengths - len(back) + place] = symbol
     tokens[ranges(starts + len(front), block.lengths)] = block.tokens
     return TokenBlock(tokens, lengths)
+
+
+def without(block: TokenBlock, ids: NDArray[np.integer]) -> TokenBlock:
+    """Return rows without some ids, which may leave none of a row."""
+    is_kept = ~np.isin(block.tokens, ids)
+    return TokenBlock(block.tokens[is_kept], sums(is_kept, block.lengths))

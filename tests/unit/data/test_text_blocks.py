@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ds_seq.data.corpora import Part
+from ds_seq.data.denoising import BlockTexts
 from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.data.source import InParts
 from ds_seq.data.splitting import emptied, halves, repeated
@@ -35,6 +36,20 @@ def rows_of(blocks: TextBlocks, **options) -> list[list[int]]:
     text = blocks.gather(np.arange(len(blocks.lengths)), **options)
     ends = np.cumsum(text.block.lengths)[:-1]
     return [ids.tolist() for ids in np.split(text.block.tokens, ends)]
+
+
+@pytest.mark.parametrize("most", [2, 6, 100])
+def test_symbols_around_lines_are_not_within_noisy_blocks(tmp_path: Path, most: int) -> None:
+    """As with BART, whose start symbol opens a whole text."""
+    start, last = 0, 30
+    lines = shards(tmp_path, [[start, *line, last] for line in LINES])
+    dataset = TextDataset(lines, [Part("x", range(7), ("en", "en"))], "tokens", most)
+    texts = BlockTexts(dataset, Symbols(PAD, EOS, 3, EOS, opening=(start,), closing=(last,)))
+    block = texts.gather(np.arange(len(texts.lengths)), (1, 1))
+    assert [t for t in block.tokens if t != EOS] == [t for t in STREAM if t != EOS]
+    assert block.lengths.sum() == len(block.tokens) and (block.lengths <= texts.lengths).all()
+    if most == 100:
+        assert block.tokens.tolist() == STREAM[:-1]
 
 
 @pytest.mark.parametrize("key", [None, (1, 1), (1, 2), (5, 3)])

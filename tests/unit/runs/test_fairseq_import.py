@@ -271,7 +271,7 @@ def wider(state: dict[str, Tensor]) -> None:
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
         (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: of lang"),
         (None, {"decoder_ffn_embed_dim": 16}, "--encoder-ffn-embed-dim 12 and --decoder-ffn"),
-        (None, {"arch": "nat"}, "--arch nat: only Transformers, BART, lightconv and fconv"),
+        (None, {"arch": "nat"}, "--arch nat: only Transformers, BART, RoBERTa, lightconv"),
         (None, {"encoder_glu": False}, "--encoder-glu: belongs to --arch lightconv"),
         (None, {"source_lang": None}, "names no languages; add --source-lang"),
         (None, {"encoder_learned_pos": True}, "--encoder-learned-pos True and --decoder-learned"),

@@ -56,7 +56,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints that fairseq wrote, what it computed, and the dictionary that they are for."""
     folder = tmp_path_factory.mktemp("recorded")
     write_recorded(folder)
-    write_checkpoints(folder, language_models=True)
+    write_checkpoints(folder, ["language_models"])
     return folder
 
 

@@ -17,6 +17,8 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.unit.runs.made import experiment, write_run
 
 SIZES = {"d_model": 16, "num_heads": 2, "ffn_dim": 24, "max_positions": 16}
+HEAD = [f"lm_head.{m}.{k}" for m in ("dense", "norm") for k in ("weight", "bias")]
+HEAD.append("target_embedding.bias")
 TASKS: dict[str, dict[str, Any]] = {
     "encoder": {"name": "masked_language_modeling", "block_tokens": 8},
     "decoder": {"name": "language_modeling", "block_tokens": 8},
@@ -60,6 +62,16 @@ def test_a_model_takes_the_stack_that_there_is(
     assert lines[1].startswith("train.init_from: new, not in") and len(lines) == 2
     if stack == "decoder":
         assert "'decoder.layers.*.cross_attention.query.weight' (2)" in lines[1]
+
+
+def test_a_head_of_an_encoder_is_left_out(tmp_path: Path, vocab: SentencePieceTokenizer) -> None:
+    config = _one_stack("encoder")
+    section = {**config.model.model_dump(), "lm_head": "dense", "output_bias": True}
+    config = config.model_copy(update={"model": type(config.model).model_validate(section)})
+    net = build_model(config.model, len(vocab), 1, 0, seed=2)
+    run = write_run(tmp_path / "old", config, vocab, {5: net})
+    _, lines = _started(run, vocab)
+    assert lines[2] == (f"train.init_from: left out of it: {', '.join(map(repr, sorted(HEAD)))}")
 
 
 def _full() -> dict[str, Any]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ds_seq.compat.fairseq.adaptive import ADAPTIVE
+from ds_seq.compat.fairseq.architectures import ROBERTAS
 from ds_seq.compat.fairseq.command import BY_DEST, Given
 from ds_seq.compat.fairseq.convolutions import FCONV, LIGHTCONV
 from ds_seq.compat.fairseq.flag import changes, numbers
 from ds_seq.compat.fairseq.language_models import language_model_section
+from ds_seq.compat.fairseq.masked_models import is_masked_model, masked_model_section
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
 from ds_seq.compat.fairseq.recurrent import LSTM_LM
@@ -130,10 +132,12 @@ def given_model(arguments: Mapping[str, Any]) -> Given:
             _check_number(flag.names[0], value)
         values[dest] = value
     arch = str(values.get("arch", "transformer"))
+    if arch in ROBERTAS:  # whose older files leave out what was no choice then
+        return Given.of(values)
     if not arch.startswith(_PREFIXES) and arch not in (*RECURRENT, LSTM_LM):
         raise UserError(
-            f"import: --arch {arch}: only Transformers, BART, lightconv and fconv of fairseq can "
-            f"be imported, and {', '.join((*RECURRENT, LSTM_LM))}"
+            f"import: --arch {arch}: only Transformers, BART, RoBERTa, lightconv and fconv of "
+            f"fairseq can be imported, and {', '.join((*RECURRENT, LSTM_LM))}"
         )
     # a checkpoint has the values themselves, so the name of the architecture adds nothing
     return Given(values)
@@ -185,6 +189,8 @@ def described_model(given: Given, arguments: Mapping[str, Any], path: Path) -> d
     given = replace(given, values={k: v for k, v in given.values.items() if k != _MERGED})
     if is_language_model(given):
         section = language_model_section(given, arguments, refusals)
+    elif is_masked_model(given):
+        section = masked_model_section(given, arguments, refusals)
     else:
         section = model_section(given, refusals)
     refusals.raise_any(str(path))

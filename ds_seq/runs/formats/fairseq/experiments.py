@@ -10,11 +10,12 @@ from typing import Any
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.data import UNKNOWN_LANGUAGE
 from ds_seq.compat.fairseq.language_models import LM_TASK
+from ds_seq.compat.fairseq.masked_models import is_masked_model, masking
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.arguments import is_language_model
-from ds_seq.runs.formats.fairseq.languages import DENOISING, language_options
+from ds_seq.runs.formats.fairseq.languages import DENOISING, WITH_MASK, language_options
 from ds_seq.text.build import train_tokenizers
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.tokenizer import Tokenizers
@@ -82,7 +83,8 @@ class Described:
         Raises:
             UserError: a file of the vocabulary is damaged, or the model is impossible.
         """
-        parts = self._of_text() if is_language_model(self.given) else self._of_pairs()
+        is_text = is_language_model(self.given) or is_masked_model(self.given)
+        parts = self._of_text() if is_text else self._of_pairs()
         data = parts.pop("data")
         smoothing = 0.0 if self.model.get("adaptive") else self.given["label_smoothing"] or 0.0
         config = read_experiment(
@@ -128,7 +130,8 @@ class Described:
             raise UserError(
                 "--target-dict, --target-lang: a language model has one side; leave it out"
             )
-        section = vocabulary.section(vocabulary.dictionary, {})
+        is_masked = is_masked_model(self.given)
+        section = vocabulary.section(vocabulary.dictionary, WITH_MASK if is_masked else {})
         if vocabulary.user_symbols:
             section["user_symbols"] = list(vocabulary.user_symbols)
         bands = self.model.get("adaptive")
@@ -140,7 +143,7 @@ class Described:
                 "vocab": {"name": "fairseq_dict", **section},
             },
             "task": {
-                "name": LM_TASK,
+                **(masking(self.arguments) if is_masked else {"name": LM_TASK}),
                 "block_tokens": min(length, self.arguments.get("tokens_per_sample") or length),
             },
         }

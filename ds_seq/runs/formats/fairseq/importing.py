@@ -22,6 +22,7 @@ from ds_seq.compat.fairseq.convolutions import (
     gated_lm_section,
     gated_section,
 )
+from ds_seq.compat.fairseq.masked_models import is_masked_model
 from ds_seq.compat.fairseq.recurrent import LSTM_LM
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.config.model import TransformerConfig
@@ -44,6 +45,7 @@ from ds_seq.runs.formats.fairseq.convolutions import (
     gated_state,
 )
 from ds_seq.runs.formats.fairseq.experiments import Described, Vocabulary
+from ds_seq.runs.formats.fairseq.masked import MaskedConverter, MaskedReference
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.recurrent import (
@@ -163,6 +165,13 @@ def _kind_of(given: Given) -> _Kind:
             lambda state, path, _: RecurrentConverter(state, path),
             lambda state, *_: reference(state),
             _text_inputs if is_text else inputs_of,
+        )
+    if is_masked_model(given):
+        return _Kind(
+            described_model,
+            MaskedConverter,
+            lambda state, given, _: MaskedReference(state, given),
+            lambda source, _: text_inputs_of(source),
         )
     converter = ConvolutionConverter if architecture.startswith(LIGHTCONV) else Converter
     if is_language_model(given):

@@ -2,7 +2,8 @@
 
 `translation_multi_simple_epoch`, with which M2M-100 was trained, adds a symbol for each language to
 the dictionary, and puts one of them in front of sources and targets. `denoising`, with which BART
-was trained, adds one for what is masked, and puts the start symbol in front of both.
+was trained, adds one for what is masked, and puts the start symbol in front of both; so does
+`masked_lm`, with which RoBERTa was.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from ds_seq.text.vocab_file import read_vocab_file
 _TASK = "translation_multi_simple_epoch"
 DENOISING = "denoising"
 _MASK, _START = "<mask>", "<s>"
+WITH_MASK: Mapping[str, Any] = {
+    "added_symbols": [_MASK],
+    "source_opening": _START,
+    "target_opening": _START,
+}
+"""Options of a vocabulary with a symbol for what is masked, whose texts have a start symbol."""
 _STYLES = {"multilingual": "__{}__", "mbart": "[{}]"}
 
 
@@ -36,7 +43,7 @@ def language_options(
             cannot be imported.
     """
     if arguments.get("task") == DENOISING:
-        return {"added_symbols": [_MASK], "source_opening": _START, "target_opening": _START}
+        return dict(WITH_MASK)
     if arguments.get("task") != _TASK:
         if names is not None:
             raise UserError(f"--lang-dict: the checkpoint is of no model of --task {_TASK}")

@@ -31,6 +31,8 @@ _MODULES = {
     "feed_forward_residual.norm": "final_layer_norm",
     "final_norm": "layer_norm",
     "embedding_norm": "layernorm_embedding",
+    "lm_head.dense": "lm_head.dense",
+    "lm_head.norm": "lm_head.layer_norm",
 }
 """Names of modules, ours and theirs, whose parameters are the same."""
 
@@ -46,10 +48,16 @@ _LEFT = (
     (r".*\.expert_counts", "statistics of the training"),
     (r".*\.conv\.conv_bias", "never read, although each dynamic convolution has one"),
     (r".*\.lora_[AB]", "already in the weight, which is stored with it added"),
+    (r"classification_heads\..*", "of a task with classes, which there is none of here"),
 )
 _SAME = "the same as another one"
 _MOST_NAMED = 8
-_OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out", "decoder.fc3.weight")
+_OUTPUTS = (
+    "decoder.output_projection.weight",
+    "decoder.embed_out",
+    "decoder.fc3.weight",
+    "lm_head.weight",
+)
 
 
 class Converter:
@@ -72,6 +80,10 @@ class Converter:
     def entries(self) -> list[Entry]:
         """What became of each tensor, in the order of the file."""
         return [self._used[name] for name in self._state if name in self._used]
+
+    def _stored(self, name: str) -> str:
+        """Return the name of a tensor in the file, if the state has it by another one."""
+        return name
 
     def make(self, name: str, shape: torch.Size) -> Tensor:
         """Return one of our tensors.
@@ -113,7 +125,7 @@ class Converter:
             reason = reason or left_of_adaptive(self._state).get(name)
             reason = reason or (_SAME if self._is_copy(name, value) else None)
             if reason is None:
-                unknown.append(name)
+                unknown.append(self._stored(name))
             else:
                 self._used[name] = Entry(name, "", "left", reason)
         if unknown:
@@ -127,6 +139,7 @@ class Converter:
         special: dict[str, Callable[[str], Tensor]] = {
             r"(source|target)_embedding\.(factor\.)?weight": self._embedding,
             r"output\.weight": self._output,
+            r"(target_embedding|output)\.bias": lambda n: self._need(["lm_head.bias"], n),
             r"(encoder|decoder)\.positions\.weight": lambda n: self._positions(n, shape),
             r".*\.feed_forward\.(up|down)\.(weight|bias)": lambda n: self._feed_forward(n, shape),
             r".*\.feed_forward\.gate\.weight": self._router,

@@ -206,6 +206,10 @@ class Reference:
             return (query, *self._map(f"{place}.kv_proj", memory).chunk(2, -1))
         return (query, *(self._map(f"{place}.{part}_proj", memory) for part in "kv"))
 
+    def _activated(self, x: Tensor) -> Tensor:
+        """Apply the activation of the feed-forwards, which has no gate."""
+        return _PLAIN[self._given["activation_fn"]](x)
+
     def _feed_forward(self, place: str, x: Tensor) -> Tensor:
         name = self._given["activation_fn"]
         if f"{place}.experts.deepspeed_moe.gate.wg.weight" in self._state:
@@ -222,7 +226,7 @@ class Reference:
         if f"{place}.glu.up_gate_proj.weight" in self._state:
             value, gate = self._map(f"{place}.glu.up_gate_proj", x).chunk(2, -1)
             return self._map(f"{place}.glu.down_proj", value * _PLAIN[name](gate))
-        return self._map(f"{place}.fc2", _PLAIN[name](self._map(f"{place}.fc1", x)))
+        return self._map(f"{place}.fc2", self._activated(self._map(f"{place}.fc1", x)))
 
     def _experts(
         self,
