@@ -95,10 +95,12 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "ds_seq/serving/runs/page/uplot/LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ds_seq", "ds_seq.*"]),
-    package_data={"ds_seq": ["py.typed", "serving/page/*"]},
+    package_data={
+        "ds_seq": ["py.typed", "serving/page/*", "serving/runs/page/*", "serving/runs/page/uplot/*"]
+    },
     ext_modules=[NATIVE],
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=REQUIREMENTS,

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from ds_seq.generation.answers import TargetScore as TargetScore
     from ds_seq.generation.answers import Translation as Translation
     from ds_seq.generation.explain import PairExplanation as PairExplanation
-    from ds_seq.reports.plots import RunCurves as RunCurves
+    from ds_seq.reports.curves import RunCurves as RunCurves
     from ds_seq.reports.run_state import RunState as RunState
     from ds_seq.runs.card import ModelCard as ModelCard
     from ds_seq.runs.perplexity import TextFigures as TextFigures
@@ -90,7 +90,7 @@ else:
         "LexiconSize": "commands.shortlist",
         "ModelCard": "runs.card",
         "PairExplanation": "generation.explain",
-        "RunCurves": "reports.plots",
+        "RunCurves": "reports.curves",
         "RunState": "reports.run_state",
         "TargetScore": "generation.answers",
         "TextFigures": "runs.perplexity",

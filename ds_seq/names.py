@@ -182,6 +182,8 @@ LOG_FILE = "train.log"
 """Name of the file with the messages of a run, in its folder."""
 METRICS_FILE = "metrics.jsonl"
 """Name of the file with the figures of a run, one record per line."""
+LAYER_NAMES = "layers"
+"""Key of such a record with the names of the layers that `moe/layer<i>` numbers."""
 STARTS_FILE = "starts.jsonl"
 """Name of the file with a record for each start of a run."""
 TrackerName = Literal["wandb", "mlflow"]

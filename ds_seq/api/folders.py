@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_seq.reports.plots import RunCurves
-from ds_seq.reports.plots import read_curves as curves_of
+from ds_seq.reports.curves import RunCurves
+from ds_seq.reports.curves import read_curves as curves_of
 from ds_seq.reports.run_state import RunState, find_runs, read_state
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ from ds_seq.runs.decoding import run_translator
 from ds_seq.runs.open import default_dtype, weights_fingerprint
 from ds_seq.scores.languages import language_warning
 from ds_seq.scores.scoring import CorpusScore
-from ds_seq.tasks.translation import format_samples, read_raw
+from ds_seq.tasks.translation import read_raw
 from ds_seq.text.lines import (
     STANDARD,
     check_counts,
@@ -62,6 +62,7 @@ from ds_seq.text.lines import (
     warn_of_lines,
     write_lines,
 )
+from ds_seq.text.samples import format_samples
 from ds_seq.text.tags import untagged_message
 
 _MIXED_OUTPUT = (

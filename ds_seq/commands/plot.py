@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ds_seq.commands.arguments.plot import build_parser
 from ds_seq.errors import UserError
-from ds_seq.reports.plots import DEFAULT_FIGURES, check_figures, draw_curves, read_curves
+from ds_seq.reports.curves import read_curves
+from ds_seq.reports.plots import DEFAULT_FIGURES, check_figures, draw_curves
 from ds_seq.reports.run_state import find_runs
 
 _SUFFIXES = (".png", ".svg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,10 +14,15 @@ from ds_seq.errors import UserError
 from ds_seq.reports.run_state import RunState, find_runs, read_settings, read_state
 from ds_seq.reports.run_table import differences, run_table, sorted_runs
 
+_DRAIN = 5.0  # most seconds to wait for answers at the end
+
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq runs`; return the exit code."""
     args = build_parser().parse_intermixed_args(argv)
+    if args.serve:
+        _serve(args)
+        return 0
     found = find_runs(args.folders)
     if args.name is not None:
         found = [(name, run) for name, run in found if fnmatchcase(name, args.name)]
@@ -33,6 +39,24 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(run_table(runs, changed))
     return 0
+
+
+def _serve(args: argparse.Namespace) -> None:
+    """Serve a page about the runs until a signal ends it."""
+    given = {"--json": args.json, "--diff": args.diff, "--state": args.state, "--name": args.name}
+    if wrong := [option for option, value in given.items() if value]:
+        raise UserError(f"--serve: has no use for {wrong[0]}; the page filters and compares itself")
+    from ds_seq.serving.installed import require_packages
+
+    require_packages("ds-seq runs --serve")
+    from ds_seq.serving.gate import Doorkeeper
+    from ds_seq.serving.runs.app import build_runs_app
+    from ds_seq.serving.runs.board import Board
+    from ds_seq.serving.server import listen, serve
+
+    board = Board(args.folders)
+    listening = listen(args.host, args.port)
+    serve(build_runs_app(board), Doorkeeper(), listening, _DRAIN)
 
 
 def _record(run: RunState, changed: dict[str, dict[str, str]]) -> dict[str, Any]:

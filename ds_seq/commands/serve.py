@@ -19,6 +19,7 @@ from ds_seq.commands.options import check_expert_parallel, chosen_device, search
 from ds_seq.errors import UserError
 from ds_seq.generation.workers import default_workers
 from ds_seq.runs.open import load_packed
+from ds_seq.serving.installed import require_packages
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,23 +31,11 @@ def main(argv: Sequence[str]) -> int:
     check_expert_parallel(args.expert_parallel, world.size)
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least 1 is needed")
-    _check_packages()
+    require_packages("ds-seq serve")
     distributed.keep_freed_memory()
     device = chosen_device(args, world)
     _serve(args, device)
     return 0
-
-
-def _check_packages() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"ds-seq serve needs the package {error.name}; install what it needs with "
-            "`pip install 'ds_seq[serve]'`"
-        ) from None
 
 
 def _serve(args: argparse.Namespace, device: torch.device) -> None:

@@ -63,6 +63,7 @@ _RULES: dict[str, str] = {
     "data.vocab": HARMLESS,  # another vocabulary never passes, see `check_vocab`
     "task": _TASK,
     "task.context_window": HARMLESS,  # of validations
+    "task.samples": HARMLESS,
     "model": _MODEL,
     "model.preset": HARMLESS,
     "model.activation_checkpointing": HARMLESS,

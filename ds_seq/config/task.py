@@ -28,6 +28,11 @@ class TranslationConfig(Config):
         description="Whether ROUGE compares English words without their endings, as in published "
         "scores.",
     )
+    samples: NonNegativeInt = Field(
+        default=5,
+        description="Number of sentences, evenly spaced in the validation text, whose translations "
+        "each validation keeps in `metrics.jsonl`; `ds-seq runs --serve` compares them over time.",
+    )
 
 
 class BlockFields(Config):

@@ -19,13 +19,11 @@ from ds_seq import distributed
 from ds_seq.data.batch import Batch
 from ds_seq.moe.output import RoutingStats
 from ds_seq.moe.stats import packed, report
-from ds_seq.names import LOSS
+from ds_seq.names import LAYER_NAMES, LOSS
 from ds_seq.reports.heat_map import Panel
 
 Figures = dict[str, "float | list[float]"]
 _EXPERTS_A_LINE = 16
-LAYER_NAMES = "layers"
-"""Key of a record of `metrics.jsonl` with the names of the layers that `moe/layer<i>` numbers."""
 
 
 class LossSums:
@@ -81,7 +79,9 @@ class LossSums:
 
 
 class FileLosses:
-    """Accumulates the loss of each of several files; like `LossSums`, without synchronization.
+    """Accumulates the loss of each of several files, and the load of experts by its examples.
+
+    Like `LossSums`, without synchronization.
 
     Args:
         files: names of the files, and their numbers of examples, in the order of the examples.
@@ -92,28 +92,54 @@ class FileLosses:
         self._ends = list(accumulate(files.values()))
         self._sums: list[float | Tensor] = [0.0] * len(files)
         self._tokens = [0] * len(files)
+        self._loads: list[list[Tensor]] = []  # (E,) by file and layer
 
-    def add(self, loss: Tensor, batch: Batch) -> None:
+    def add(self, loss: Tensor, stats: Sequence[RoutingStats], batch: Batch) -> None:
         """Add one batch, of examples of one file: its number is that of its first example.
 
         Args:
             loss: () sum over the target tokens.
+            stats: of each layer with experts.
             batch: the batch, on the CPU.
         """
-        if self._names and batch.num_sentences:
+        if not self._names:
+            return
+        if not self._loads:  # also by an empty batch, so that all ranks have the same layers
+            none = [torch.zeros_like(layer.load) for layer in stats]
+            self._loads = [none for _ in self._names]
+        if batch.num_sentences:
             file = bisect(self._ends, int(batch.indices[0]))
+            layers = zip(self._loads[file], stats, strict=True)
+            self._loads[file] = [before + layer.load for before, layer in layers]
             self._sums[file] = self._sums[file] + loss
             self._tokens[file] += batch.num_tokens
 
-    def reduce(self) -> dict[str, float]:
-        """Return `loss/<file>`, the mean per target token over all ranks. A collective."""
+    def reduce(self) -> Figures:
+        """Return figures of each file over all ranks. A collective.
+
+        Returns:
+            `loss/<file>`, the mean per target token, and `moe/layer<i>/load/<file>`, the share of
+            the assignments of each expert. Files without examples are left out.
+        """
         if not self._names:
             return {}
+        count, loads = len(self._names), list(chain.from_iterable(self._loads))
         local = torch.tensor([*map(float, self._sums), *self._tokens], dtype=torch.float64)
-        total = distributed.sum_over_ranks(local).tolist()
-        sums, tokens = total[: len(self._names)], total[len(self._names) :]
-        means = zip(self._names, sums, tokens, strict=True)
-        return {f"{LOSS}/{name}": loss / count for name, loss, count in means if count}
+        packed_loads = [load.double().cpu() for load in loads]
+        total = distributed.sum_over_ranks(torch.cat([local, *packed_loads]))
+        sums, tokens = total[:count].tolist(), total[count : 2 * count].tolist()
+        shares = iter(total[2 * count :].split([load.numel() for load in loads]))
+        figures: Figures = {}
+        for name, loss, number, layers in zip(
+            self._names, sums, tokens, self._loads or [[]] * count, strict=True
+        ):
+            own = [next(shares) for _ in layers]
+            if number:
+                figures[f"{LOSS}/{name}"] = loss / number
+                for index, load in enumerate(own):
+                    share = load / load.sum().clamp(min=1.0)
+                    figures[f"moe/layer{index}/load/{name}"] = share.tolist()
+        return figures
 
 
 def metric_names(figures: Mapping[str, Any]) -> list[str]:

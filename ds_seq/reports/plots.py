@@ -5,28 +5,15 @@ matplotlib is an extra: `pip install 'ds_seq[plot]'`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ds_seq import files
 from ds_seq.errors import UserError
-from ds_seq.names import METRICS_FILE
 from ds_seq.plugins import nearest
+from ds_seq.reports.curves import AXES, BEST, VALID, Axis, RunCurves
 
-Axis = Literal["updates", "tokens", "hours"]
-AXES: dict[Axis, str] = {
-    "updates": "updates",
-    "tokens": "target tokens",
-    "hours": "hours of training",
-}
-"""What curves may be drawn over, and its label."""
-VALID = "valid/"
-"""Prefix of the figures of validations."""
-BEST = "best"
-"""Stands for the figure that decides which checkpoint of a run is best."""
 DEFAULT_FIGURES = ("loss", f"{VALID}{BEST}", "lr", "grad_norm")
 
 # Okabe and Ito's colors, which readers with any color vision can tell apart; yellow is too pale
@@ -38,90 +25,6 @@ _LONGEST_NAME = 40
 _FEW = 30  # points, up to which they are marked
 _MOST_CURVES = len(_COLORS) * len(_LINES)
 _WIDTH, _HEIGHT, _LEGEND_ROW = 5.2, 3.4, 0.22  # inches
-
-
-@dataclass
-class RunCurves:
-    """The figures of a run.
-
-    Attributes:
-        name: name in the legend.
-        best: name of the figure that decides which checkpoint is best; empty if unknown.
-        figures: name of a figure -> its points (update, value), by update.
-        progress: update -> tokens and hours up to it.
-    """
-
-    name: str
-    best: str
-    figures: dict[str, dict[int, float]] = field(default_factory=dict)
-    progress: dict[int, tuple[float, float]] = field(default_factory=dict)
-
-    def curve(self, figure: str, axis: Axis) -> tuple[list[float], list[float]]:
-        """Return a figure over an axis as lists of x and y; empty if the run does not have it."""
-        if figure == VALID + BEST:
-            figure = VALID + self.best
-        points = sorted(self.figures.get(figure, {}).items())
-        xs = [
-            float(update) if axis == "updates" else self._at(update, axis) for update, _ in points
-        ]
-        return xs, [value for _, value in points]
-
-    def _at(self, update: int, axis: Axis) -> float:
-        """Return tokens or hours at an update, linear between the records of training."""
-        which = 0 if axis == "tokens" else 1
-        left, right = (0, 0.0), None
-        for known, values in self.progress.items():
-            if known > update:
-                right = (known, values[which])
-                break
-            left = (known, values[which])
-        if right is None:
-            return left[1]
-        part = (update - left[0]) / (right[0] - left[0])
-        return left[1] + part * (right[1] - left[1])
-
-
-def read_curves(name: str, folder: Path) -> RunCurves:
-    """Read the figures of a run; lines that are no records are skipped.
-
-    Raises:
-        UserError: the run has no figures.
-    """
-    run, tokens, hours, before = RunCurves(name, ""), 0.0, 0.0, 0
-    try:
-        lines = (folder / METRICS_FILE).read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(
-            f"{folder / METRICS_FILE}: cannot be read ({error.strerror}); give the folders of "
-            "runs that have trained"
-        ) from None
-    for line in lines:
-        record = _record(line)
-        if record is None:
-            continue
-        update, is_train = record["update"], record["kind"] == "train"
-        for key, value in record.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                run.figures.setdefault(key if is_train else VALID + key, {})[update] = float(value)
-        if is_train:
-            tokens += float(record.get("tokens") or 0.0)
-            hours += float(record.get("seconds_per_update") or 0.0) * (update - before) / 3600.0
-            run.progress[update], before = (tokens, hours), update
-        elif isinstance(record.get("best_by"), str):
-            run.best = record["best_by"]
-    if not run.figures:
-        raise UserError(f"{folder / METRICS_FILE}: has no figures yet; wait for train.log_every")
-    run.best = run.best or next((n for n in ("bleu", "loss") if VALID + n in run.figures), "")
-    return run
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-        known = record["kind"] in ("train", "valid") and isinstance(record["update"], int)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return record if known else None
 
 
 def check_figures(runs: Sequence[RunCurves], figures: Sequence[str]) -> None:
@@ -207,8 +110,8 @@ def _style(number: int) -> dict[str, Any]:
 
 def _title(runs: Sequence[RunCurves], name: str) -> str:
     if name == VALID + BEST:
-        best = dict.fromkeys(run.best for run in runs if run.best)
-        return f"validation: {', '.join(best)}"
+        names = dict.fromkeys(best for run in runs if (best := run.known_best()))
+        return f"validation: {', '.join(names)}"
     prefix = "validation: " if name.startswith(VALID) else "training: "
     return prefix + name.removeprefix(VALID)
 

@@ -37,6 +37,8 @@ _KILLED = "ended without a message: killed, or its host was lost"
 _BLOCK, _MOST_BYTES = 1 << 16, 1 << 22
 _MOST_LEVELS = 5
 _KIND = re.compile(rb'\{"kind": "([a-z]+)"')
+# of a rank with all experts
+_PARAMETERS = re.compile(r": ([\d,]{1,20}) parameters on this rank; .*, expert parallel 1, ")
 _STOPPED = re.compile(r"stopped at update \d+ \((\w+)\)")
 
 
@@ -56,6 +58,8 @@ class RunState:
         eta_seconds: time to the last update; None unless it runs.
         seen: time of the last record, in seconds since 1970.
         error: first line of the error that has ended it; empty if none has.
+        tokens: target tokens that it has been trained on; None if unknown.
+        parameters: number of parameters of its model; None if unknown.
     """
 
     name: str
@@ -69,6 +73,8 @@ class RunState:
     eta_seconds: float | None = None
     seen: float | None = None
     error: str = ""
+    tokens: float | None = None
+    parameters: int | None = None
 
 
 def find_runs(folders: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -78,12 +84,17 @@ def find_runs(folders: Sequence[Path]) -> list[tuple[str, Path]]:
         UserError: a folder does not exist, or none of them holds a run.
     """
     runs: dict[Path, str] = {}
+    taken: set[str] = set()
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: is no folder; give a run folder, or one that holds some")
         for run in _below(folder, _MOST_LEVELS):
             name = run.relative_to(folder).as_posix() if run != folder else folder.resolve().name
-            runs.setdefault(run.resolve(), name)
+            if name in taken:  # of another folder
+                name = run.as_posix()
+            if run.resolve() not in runs:
+                runs[run.resolve()] = name
+                taken.add(name)
     if not runs:
         names = ", ".join(map(str, folders))
         raise UserError(f"{names}: no run folder in it or below it; train one with ds-seq train")
@@ -176,6 +187,8 @@ def read_state(name: str, folder: Path) -> RunState:
         eta,
         seen or begun,
         error,
+        _number(train.get("total_tokens")),
+        _whole(start.get("parameters")) or _announced(folder / LOG_FILE),
     )
 
 
@@ -188,6 +201,16 @@ def _outcome(folder: Path, end: Mapping[str, Any], start: Mapping[str, Any]) -> 
     # earlier versions have noted it in the log only
     reason = "" if "last_update" in start else _stopped(folder / LOG_FILE)
     return (_STATE_OF[reason], "") if reason in _STATE_OF else ("crashed", _KILLED)
+
+
+def _announced(log: Path) -> int | None:
+    """Return the number of parameters that an earlier version has written to the log only."""
+    try:
+        with log.open("rb") as file:
+            found = _PARAMETERS.search(file.read(_BLOCK).decode(errors="replace"))
+    except OSError:
+        return None
+    return int(found[1].replace(",", "")) if found else None
 
 
 def _stopped(log: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,7 +10,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ValidationError
-from starlette.exceptions import HTTPException
 
 from ds_seq import __version__
 from ds_seq.config.base import Config
@@ -29,22 +27,15 @@ from ds_seq.serving.requests import (
     TranslationRequest,
 )
 from ds_seq.serving.service import RequestError, Service
+from ds_seq.serving.web import PAGE, PAGE_HEADERS, answer_errors
 from ds_seq.text.sentences import Sentence
 
-PAGE = Path(__file__).parent / "page"
 _BODIES: dict[str, type[Config]] = {
     "/translate": TranslationRequest,
     "/translate/stream": TextRequest,
     "/explain": ExplanationRequest,
 }
 _PATHS = frozenset({"/", "/models", "/openapi.json", *_BODIES})
-# the page needs nothing from elsewhere, and nothing else may use it
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
-_CODES = {404: "not_found", 405: "method_not_allowed", 408: "slow_body", 413: "too_large"}
 
 
 class Sent(BaseModel):
@@ -72,10 +63,8 @@ def build_app(service: Service, doorkeeper: Doorkeeper) -> FastAPI:
         seconds=service.limits.seconds,
     )
     app.exception_handler(RequestValidationError)(_invalid)
-    app.exception_handler(UserError)(_user_error)
     app.exception_handler(RequestError)(_request_error)
-    app.exception_handler(HTTPException)(_http_error)
-    app.exception_handler(Exception)(_internal_error)
+    answer_errors(app, _PATHS | ALWAYS)
     _add_answers(app, service)
     _add_state(app, service, doorkeeper)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
@@ -113,7 +102,7 @@ def _add_state(app: FastAPI, service: Service, doorkeeper: Doorkeeper) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers=_HEADERS)
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -171,27 +160,7 @@ def _mistakes(kind: type[Config], body: Any) -> str:
     return ""
 
 
-async def _user_error(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(error_body("invalid_request", "; ".join(str(error).splitlines())), 400)
-
-
 async def _request_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
     headers = {"Retry-After": "1"} if error.status == 503 else None
     return JSONResponse(error_body(error.code, str(error)), error.status, headers)
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    code, message = _CODES.get(error.status_code, "refused"), error.detail
-    if error.status_code == 404:
-        known = ", ".join(sorted(_PATHS | ALWAYS))
-        message = f"no path {request.url.path}; there are {known}"
-    elif error.status_code == 405:
-        message = f"{request.url.path} takes no {request.method}"
-    return JSONResponse(error_body(code, message), error.status_code, error.headers)
-
-
-async def _internal_error(request: Request, error: Exception) -> JSONResponse:
-    body = error_body("internal", "an error of the server; its log says more")
-    return JSONResponse(body, 500)

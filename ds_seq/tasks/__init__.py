@@ -51,6 +51,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
         raw={split: raw_files(data, split, must_exist=False) for split in SPLITS},
         target_lang=data.target_lang,
         rouge_stemmer=config.rouge_stemmer,
+        num_samples=config.samples,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
         source=source_choice(data, tokenizers),

@@ -28,9 +28,8 @@ from ds_seq.scores.metric import TEXT, Metric, find_metric, measure
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.tasks.held_out import HeldOut, Scored, figures_by_text
 from ds_seq.text.lines import PairPath, read_pairs
+from ds_seq.text.samples import format_samples
 from ds_seq.text.tokenizer import Tokenizers
-
-_NUM_SAMPLES = 5
 
 Parts = Callable[[str, Source], Sequence[Part]]
 """(split, its examples) -> its corpora; empty if its examples are plain pairs."""
@@ -142,6 +141,7 @@ class TranslationTask:
         max_source_length: maximum source length in tokens, end symbol included.
         max_target_length: maximum target length in tokens, end symbol included.
         rouge_stemmer: whether ROUGE stems English words.
+        num_samples: number of translations that are part of the figures of an evaluation, as text.
         source: source of the examples.
         expected: what the shards of each split should have been made from.
         parts: returns the corpora of a split, if it has several or its examples are not plain
@@ -159,6 +159,7 @@ class TranslationTask:
         max_source_length: int | None,
         max_target_length: int | None,
         rouge_stemmer: bool,
+        num_samples: int,
         source: SourceChoice = SHARDS,
         expected: Mapping[str, Expected] = MappingProxyType({}),
         parts: Parts = no_parts,
@@ -169,6 +170,7 @@ class TranslationTask:
         self._data_dir = data_dir
         self._raw = raw
         self._target_lang, self._rouge_stemmer = target_lang, rouge_stemmer
+        self._num_samples = num_samples
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
         self._source, self._expected, self._parts = source, expected, parts
@@ -270,7 +272,8 @@ class TranslationTask:
                     figures[result.name] = result.value
                     figures[f"{result.name}_signature"] = result.signature
                 figures |= figures_by_text(scored, partial(self._metrics_in, metrics))
-            figures["samples"] = format_samples(tagged, lines, references)
+            if self._num_samples:
+                figures["samples"] = format_samples(tagged, lines, references, self._num_samples)
         if share.world_size > 1:
             figures = broadcast_object(figures)
         return figures
@@ -287,20 +290,3 @@ def _scored(
         scored.append(Scored(name, kind, lines, text.target))
         start = stop
     return scored
-
-
-def format_samples(
-    sources: Sequence[str],
-    translations: Sequence[str],
-    references: Sequence[str] | None,
-    num_samples: int = _NUM_SAMPLES,
-) -> str:
-    """Format some sentences, evenly spaced in the text, with translation and reference."""
-    count = min(num_samples, len(sources))
-    samples = []
-    for i in (len(sources) * n // count for n in range(count)):
-        samples += [f"source       {sources[i]}", f"translation  {translations[i]}"]
-        if references is not None:
-            samples.append(f"reference    {references[i]}")
-        samples.append("")
-    return "\n".join(samples[:-1])

@@ -72,7 +72,10 @@ def open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> 
         trackers.append(Watch(setup.on_figures))
     log = RunLog(*options, shown, trackers)
     if world.is_first:
-        log.say(describe_start(record_start(setup.folder, world, done, last)))
+        vocab = setup.config.data.vocab
+        size = setup.config.model.num_params(vocab.target_side.size, vocab.source_side.size)
+        total = None if size is None else size.total
+        log.say(describe_start(record_start(setup.folder, world, done, last, total)))
     for line in distributed.describe_places(world):
         log.say(line)
     return log

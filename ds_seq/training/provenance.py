@@ -22,7 +22,9 @@ from ds_seq.names import STARTS_FILE
 _PACKAGES = ("torch", "deepspeed", "numpy", "sentencepiece", "sacrebleu")
 
 
-def record_start(folder: Path, world: World, update: int, last_update: int) -> dict[str, Any]:
+def record_start(
+    folder: Path, world: World, update: int, last_update: int, parameters: int | None = None
+) -> dict[str, Any]:
     """Append a line to `starts.jsonl` in the run folder, and return its content.
 
     Args:
@@ -30,11 +32,13 @@ def record_start(folder: Path, world: World, update: int, last_update: int) -> d
         world: the processes of the run.
         update: update at which training starts; 0 unless it resumes.
         last_update: update at which it ends if nothing ends it earlier.
+        parameters: number of parameters of the model; None if unknown.
     """
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "update": update,
         "last_update": last_update,
+        "parameters": parameters,
         "command": shlex.join(sys.orig_argv),
         "folder": str(Path.cwd()),
         "host": socket.gethostname(),

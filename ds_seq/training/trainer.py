@@ -23,7 +23,7 @@ from ds_seq.criterions.base import Criterion
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed.signals import StopSignals
 from ds_seq.errors import DivergedError
-from ds_seq.reports.metrics import LAYER_NAMES
+from ds_seq.names import LAYER_NAMES
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
@@ -78,6 +78,7 @@ class Trainer:
         self.stages, self.divergence, self.returns = stages, divergence, returns
         self.update = 0
         self.skipped = 0
+        self._tokens: float | None = 0.0  # unknown after a checkpoint that has not counted them
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._lr = 0.0
@@ -225,6 +226,9 @@ class Trainer:
             out_of_memory=self._run_update.failures,
             failed_saves=self.saves.num_failed,
         )
+        if self._tokens is not None:
+            self._tokens += float(figures["tokens"])
+            figures["total_tokens"] = self._tokens
         self.log.record("train", self.update, {**figures, **self._names})
         brief = {
             "epoch": f"{self.batches.epoch}",
@@ -317,6 +321,7 @@ class Trainer:
         return {
             "update": self.update,
             "skipped": self.skipped,
+            "tokens": self._tokens,
             **self.validations.state_dict(),
             "seconds": self._seconds(),
             "batches": dict(self.batches.state_dict()),
@@ -334,6 +339,7 @@ class Trainer:
 
     def _take_up(self, state: dict[str, Any]) -> None:
         self.update, self.skipped = state["update"], state["skipped"]
+        self._tokens = state.get("tokens")
         self.validations.load_state_dict(state)
         self._seconds_before = state["seconds"]
         self._saved_at = self.update

@@ -122,8 +122,8 @@ class Validator:
 
         Returns:
             Per-token means of the loss parts, `loss` (that of the target tokens), `ppl`, with
-            several files a `loss/<file>` for each, routing figures, and the result of `score`. If
-            the engine averages its weights, all of that is of the average; `raw_loss`, `raw_ppl`
+            several files what `FileLosses` has of each, routing figures, and the result of `score`.
+            If the engine averages its weights, all of that is of the average; `raw_loss`, `raw_ppl`
             and a `raw_<name>` for each metric are of the weights themselves, if that is wanted.
         """
         ema = self._engine.ema
@@ -168,7 +168,7 @@ class Validator:
             # without the losses of routers, which would hide differences between models
             parts = {**loss.parts, LOSS: loss.of_tokens}
             sums.add(parts, output.moe_stats, batch)
-            by_file.add(loss.of_tokens, host_batch)
+            by_file.add(loss.of_tokens, output.moe_stats, host_batch)
             activity.mark()
         return {**sums.reduce(), **by_file.reduce()}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ds_seq import activity
 from ds_seq.config.train import TrainConfig
-from ds_seq.names import LM_METRICS
-from ds_seq.reports.metrics import LAYER_NAMES, load_panel, metric_lines_by_file, metric_names
+from ds_seq.names import LAYER_NAMES, LM_METRICS
+from ds_seq.reports.metrics import load_panel, metric_lines_by_file, metric_names
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.memory import explain, validation_advice
 from ds_seq.training.run_log import RunLog

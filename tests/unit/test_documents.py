@@ -29,6 +29,7 @@ GUIDES = tuple(
         "QUICK_START",
         "RECURRENT",
         "RETENTION",
+        "RUNS",
         "SERVING",
         "SUMMARIZATION",
         "SURVIVING",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_seq.commands.parser import CommandParser, command_parser
-from ds_seq.reports.plots import AXES, DEFAULT_FIGURES
+from ds_seq.reports.curves import AXES
+from ds_seq.reports.plots import DEFAULT_FIGURES
 
 
 def build_parser() -> CommandParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ds_seq.commands.arguments.address import add_address_arguments
 from ds_seq.commands.parser import CommandParser, command_parser
 from ds_seq.reports.run_state import STATES
 from ds_seq.reports.run_table import SORT_KEYS
@@ -25,4 +26,8 @@ def build_parser() -> CommandParser:
     add("--descending", action="store_true", help="largest value first")
     add("--diff", action="store_true", help="also show the settings in which the runs differ")
     add("--json", action="store_true", help="print a JSON list instead of a table")
+    add("--serve", action="store_true",
+        help="serve a page with the table, the settings in which runs differ, their curves, the "
+        "load of their experts and their translations over time")  # fmt: skip
+    add_address_arguments(parser.add_argument_group("server, for --serve"))
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ds_seq.commands.arguments.address import add_address_arguments
 from ds_seq.commands.arguments.shared import (
     RUN_HELP,
     add_loading_arguments,
@@ -9,7 +10,6 @@ from ds_seq.commands.arguments.shared import (
 )
 from ds_seq.commands.parser import COUNT, CommandParser, Number, command_parser
 
-PORT = 8000
 _SECONDS = Number(0, is_whole=False)
 
 
@@ -28,11 +28,9 @@ def build_parser() -> CommandParser:
         "between them form an ensemble",
     )
     add_loading_arguments(parser)
-    add = parser.add_argument_group("server").add_argument
-    add("--host", default="127.0.0.1",
-        help="address to listen to; 0.0.0.0: all addresses (default: %(default)s)")  # fmt: skip
-    add("--port", type=Number(0, 65535), default=PORT, metavar="N",
-        help="port to listen to; 0: any free one (default: %(default)s)")  # fmt: skip
+    server = parser.add_argument_group("server")
+    add_address_arguments(server)
+    add = server.add_argument
     add("--wait", type=_SECONDS, default=5.0, metavar="MS",
         help="milliseconds that a line waits for others to share its batch, if nothing else is "
         "computed (default: %(default)g)")  # fmt: skip

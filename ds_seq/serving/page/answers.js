@@ -30,14 +30,17 @@ async function post(path, body, signal) {
   return response;
 }
 
-/** Return the models of the server. */
-export async function models() {
-  const response = await fetch("models").catch(() => {
+/** Return what the server answers to a path. */
+export async function get(path) {
+  const response = await fetch(path).catch(() => {
     throw new ServerError("the server does not answer");
   });
   if (!response.ok) throw await failure(response);
   return response.json();
 }
+
+/** Return the models of the server. */
+export const models = () => get("models");
 
 /** Return what a model does with a pair. */
 export async function explain(body, signal) {

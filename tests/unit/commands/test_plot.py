@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ds_seq.cli import main
-from ds_seq.reports.plots import read_curves
+from ds_seq.reports.curves import read_curves
 from tests.fresh import words_printed_by
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,32 +13,12 @@ import pytest
 
 from ds_seq import files
 from ds_seq.cli import main
-from ds_seq.config.load import read_experiment
 from ds_seq.distributed import World
 from ds_seq.errors import DivergedError
 from ds_seq.names import METRICS_FILE
-from ds_seq.training.history import first_version
 from ds_seq.training.provenance import record_start
-from ds_seq.training.run_log import RunLog
 from tests.fresh import words_printed_by
-
-
-def make_run(folder: Path, *overrides: str, updates: int = 20) -> RunLog:
-    """A run with some updates, written as a training does, whose log is still open."""
-    base = {
-        "name": folder.name,
-        "data": {"source_lang": "en", "target_lang": "de", "dir": "d"},
-        "validation": {"metrics": [], "best": "loss"},
-    }
-    folder.mkdir(parents=True)
-    first_version(read_experiment(base, overrides), {}).write(folder)
-    record_start(folder, World(), 0, 100)
-    log = RunLog(folder, True, False, 100, 0)
-    for update in range(10, updates + 1, 10):
-        figures = {"loss": 4.0, "tokens_per_second": 100.0 * update, "load": [0.5] * 4}
-        log.record("train", update, figures)
-        log.record("valid", update, {"bleu": 7.0, "best_score": 7.5, "best_by": "bleu"})
-    return log
+from tests.unit.reports.written_run import make_run
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[dict[str, Any]]:
@@ -131,3 +112,32 @@ def test_hundreds_of_long_runs_take_a_moment_and_no_torch(
     loaded = words_printed_by(f"{code}\nimport sys\nprint(*sys.modules)")
     assert "ds_seq.commands.runs" in loaded
     assert not {"torch", "deepspeed", "numpy", "yaml"} & {*loaded}
+
+
+def test_a_page_needs_runs_a_free_port_and_no_other_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a").end(20, "max_updates")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for argv, words in {
+            (tmp_path / "none",): "is no folder; give a run folder",
+            (Path(__file__).parent,): "no run folder in it or below it",
+            (tmp_path, "--port", port): f"--port {port}: cannot be used",
+            (tmp_path, "--json"): "--serve: has no use for --json",
+            (tmp_path, "--port", "70000"): "--port",
+        }.items():
+            assert main(["runs", *map(str, argv), "--serve"]) == 2
+            error = capsys.readouterr().err
+            assert words in error and "Traceback" not in error
+
+
+def test_runs_of_equal_names_in_two_folders_are_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("a", "b"):
+        make_run(tmp_path / folder / "x").end(20, "max_updates")
+    found = {run["name"] for run in shown(capsys, tmp_path / "a", tmp_path / "b")}
+    assert found == {"x", (tmp_path / "b" / "x").as_posix()}

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from ds_seq.serving.app import PAGE
 from ds_seq.serving.batcher import Batcher
 from ds_seq.serving.figures import Figures
 from ds_seq.serving.models import Question, Search, ServedModel
 from ds_seq.serving.requests import TranslationRequest
 from ds_seq.serving.service import Limits, RequestError, Service
+from ds_seq.serving.web import PAGE
 from tests.unit.serving.conftest import Serve
 
 MISTAKES: list[tuple[dict[str, Any], int, str]] = [

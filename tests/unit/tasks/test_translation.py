@@ -24,12 +24,12 @@ from ds_seq.search.sampling import Sampling
 from ds_seq.tasks import build_task
 from ds_seq.tasks.translation import (
     TranslationTask,
-    format_samples,
     read_files,
     read_raw,
     spread,
 )
 from ds_seq.text.lines import PairPath, read_lines
+from ds_seq.text.samples import format_samples
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.vocabulary import train_vocab
 from tests.unit.search.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
@@ -54,7 +54,9 @@ def raw(tmp_path: Path) -> PairPath:
 
 def make_task(folder: Path, *raw: PairPath) -> TranslationTask:
     files = {"train": [], "valid": list(raw)}
-    return TranslationTask(folder, words(VOCAB), files, "en", 4, 5, rouge_stemmer=True)
+    return TranslationTask(
+        folder, words(VOCAB), files, "en", 4, 5, rouge_stemmer=True, num_samples=5
+    )
 
 
 def write_shards(
@@ -208,7 +210,7 @@ def test_samples_are_spread_over_the_text() -> None:
     assert format_samples(["a"], ["b"], ["c"], 5).split() == (
         ["source", "a", "translation", "b", "reference", "c"]
     )
-    assert format_samples([], [], []) == ""
+    assert format_samples([], [], [], 5) == ""
 
 
 @pytest.fixture
