@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 import ctranslate2
 import numpy as np
-import sacrebleu
 import torch
-from common import add_common_arguments, finish, table
+from common import Goal, add_common_arguments, finish, table
 from generation_models import large_run
 from plain import batch_limits, beam_search
 
@@ -33,12 +32,15 @@ from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.export import export
 from ds_seq.runs.open import load_packed, load_run
 from ds_seq.runs.shortlist import with_shortlist
+from ds_seq.scores.metric import find_metric
+from ds_seq.scores.significance import Resampling, score_systems
 from ds_seq.search.beam_search import BeamSearch
 
 BEAM, MOST = 5, 60
 TOKENS = 4096  # most of a batch
 CPU = torch.device("cpu")
 FORMATS = ("fp32", "bf16", "int8")
+PLAIN = "ds_seq fp32"
 
 Translate = Callable[[list[list[int]], int], list[list[int]]]
 """Sources with end symbols, and the number of sentences in a batch -> ids without end symbols."""
@@ -80,8 +82,9 @@ def main(argv: Sequence[str]) -> int:
     model = run.model_config
     title = f"{model.encoder_layers} + {model.decoder_layers} layers, width {model.d_model}, "
     title += f"vocabulary {run.tokenizers.size:,}"
-    body = f"### {title}\n\n{_table(run, chosen, rounds, found, references)}"
-    return finish("Number formats and shortlists on a CPU", body, [], arguments.record)
+    body, goals = _table(run, chosen, rounds, found, references)
+    body = f"### {title}\n\n{body}"
+    return finish("Number formats and shortlists on a CPU", body, goals, arguments.record)
 
 
 def _text(run: LoadedRun, count: int, tag: str | None) -> tuple[list[list[int]], list[str]]:
@@ -183,25 +186,39 @@ def _table(
     rounds: Sequence[dict[str, float]],
     found: dict[str, list[list[int]]],
     references: list[str],
-) -> str:
-    def ratio(name: str, to: str) -> str:
-        return f"{statistics.median(each[to] / each[name] for each in rounds):.2f}"
+) -> tuple[str, list[Goal]]:
+    def ratio(name: str, to: str) -> float:
+        return statistics.median(each[to] / each[name] for each in rounds)
 
+    target_lang = run.require_experiment().data.target_lang or ""
+    texts = {name: [run.tokenizers.target.decode(ids) for ids in found[name]] for name in systems}
+    metrics = [find_metric("bleu", target_lang, "")]
+    scores = score_systems(texts, [references], metrics, Resampling(paired="bootstrap"))
     rows = []
     for name, system in systems.items():
-        lines = [run.tokenizers.target.decode(ids) for ids in found[name]]
-        same = sum(a == b for a, b in zip(found[name], found["ds_seq fp32"], strict=True))
-        bleu = sacrebleu.corpus_bleu(lines, [references]).score
-        ratios = [ratio(name, f"{to} {kind}") for to in ("ds_seq", "CTranslate2")
+        (score,) = scores[name]
+        same = sum(a == b for a, b in zip(found[name], found[PLAIN], strict=True))
+        ratios = [f"{ratio(name, f'{to} {kind}'):.2f}" for to in ("ds_seq", "CTranslate2")
                   for kind in ("fp32", "int8")]  # fmt: skip
-        rows.append([name, str(system.size), *ratios, f"{same} of {len(lines)}", f"{bleu:.2f}"])
-    header = ["system", "batch", "to ds_seq fp32", "to ds_seq int8", "to CTranslate2 fp32"]
-    header += ["to CTranslate2 int8", "equal to ds_seq fp32", "BLEU"]
+        p_value = "" if score.p_value is None else f"{score.p_value:.3f}"
+        found_row = [name, str(system.size), *ratios, f"{same} of {len(references)}"]
+        rows.append([*found_row, f"{score.score:.2f}", p_value])
+    header = ["system", "batch", f"to {PLAIN}", "to ds_seq int8", "to CTranslate2 fp32"]
+    header += ["to CTranslate2 int8", f"equal to {PLAIN}", "BLEU", "p"]
+    bleu = {name: score.score for name, (score,) in scores.items()}
+    goals = [
+        Goal(
+            f"BLEU of ds_seq {name}, less that of fp32", bleu[f"ds_seq {name}"] - bleu[PLAIN], -0.1
+        )
+        for name in FORMATS[1:]
+    ]
+    speed = ratio("ds_seq int8", "CTranslate2 int8")
+    goals.append(Goal("ds_seq int8 to CTranslate2 int8", speed, 0.8, "x"))
     return (
         f"{table(header, rows)}\n\nMedians of {len(rounds)} rounds: {len(references)} sentences, "
-        f"beam {BEAM}, one thread, processor time. torch {torch.__version__}, CTranslate2 "
-        f"{ctranslate2.__version__}."
-    )
+        f"beam {BEAM}, one thread, processor time; p: paired bootstrap of BLEU against {PLAIN}. "
+        f"torch {torch.__version__}, CTranslate2 {ctranslate2.__version__}."
+    ), goals
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ BOS, PAD, EOS, UNK = range(len(SYMBOLS))
 JOEYNMT_SYMBOLS = (UNK, PAD, BOS, EOS)  # JoeyNMT's order is fixed: our symbol of its id
 NORM_EPS = 1e-5
 
-_JOEYNMT = (
+JOEYNMT_NAMES = (
     (r"encoder\.(.*)self_attn\.", r"encoder.\1src_src_att."),
     (r"decoder\.(.*)self_attn\.", r"decoder.\1trg_trg_att."),
     (r"encoder_attn\.", "src_trg_att."),
@@ -35,7 +35,7 @@ _JOEYNMT = (
     (r"decoder\.embed_tokens", "trg_embed.lut"),
     (r"output_projection", "output_layer"),
 )
-_EOLE = (
+EOLE_NAMES = (
     (r"\.layers\.", ".transformer_layers."),
     (r"encoder_attn\.", "context_attn."),
     (r"q_proj", "linear_query"),
@@ -96,7 +96,7 @@ def joeynmt_model(sizes: Sizes, weights: Mapping[str, Tensor] | None = None) -> 
     section = {"encoder": stack, "decoder": stack, "tied_embeddings": tied, "tied_softmax": tied}
     model: Any = build_model(section, vocabulary, vocabulary)
     if weights is not None:
-        _load(model, _renamed(weights, _JOEYNMT))
+        _load(model, renamed(weights, JOEYNMT_NAMES))
         _reorder(model, torch.tensor([*JOEYNMT_SYMBOLS, *range(len(SYMBOLS), sizes.vocab_size)]))
     return model
 
@@ -187,7 +187,7 @@ def eole_model(
         config.model, vocabularies, config.training, device_id=-1
     )
     if weights is not None:
-        _load(model, _renamed(weights, _EOLE))
+        _load(model, renamed(weights, EOLE_NAMES))
     return Eole(model, vocabularies, config)
 
 
@@ -195,9 +195,15 @@ def _pieces(vocab_size: int) -> list[str]:
     return [f"piece{index}" for index in range(len(SYMBOLS), vocab_size)]
 
 
-def _renamed(
+def renamed(
     weights: Mapping[str, Tensor], table: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[str, Tensor]]:
+    """Yield weights under other names.
+
+    Args:
+        weights: weights under fairseq's names.
+        table: `JOEYNMT_NAMES` or `EOLE_NAMES`; replacements by `re.sub`, in this order.
+    """
     for name, value in weights.items():
         for theirs, other in table:
             name = re.sub(theirs, other, name)
