@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ds_seq.models.output import EncoderOutput
 from ds_seq.models.stack import Stack, TransformerLayer
@@ -19,11 +19,11 @@ from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.linear import Linear
+from ds_seq.modules.native_cache import NativeCache
 from ds_seq.modules.native_step import (
     ACTIVATIONS,
     NativeDecoder,
     NativeMap,
-    NativeSearches,
     StepBody,
 )
 from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
@@ -88,64 +88,8 @@ class NativeStep:
             return None
         sources = [project(encoded.hidden) for project in self._sources]
         lengths = encoded.mask.sum(1)
-        return NativeCache(
-            NativeSearches(
-                self.decoder, sources, lengths, self._positions(max_length), beam, max_length
-            ),
-            stack.positions,
-        )
-
-    def _positions(self, max_length: int) -> Tensor | None:
-        """Return the rows (L, D) that are added to embedded tokens."""
-        positions = self._stack.positions
-        if positions is None:
-            return None
-        if isinstance(positions, LearnedPositions):
-            max_length = min(max_length, positions.max_positions)
-        nothing = torch.zeros(1, max_length, self.decoder.width)
-        return cast(Tensor, positions(nothing, 0, max_length))[0]
-
-
-class NativeCache:
-    """The state of a batch of searches; see `ds_seq.models.cache.DecoderCache`."""
-
-    def __init__(self, searches: NativeSearches, positions: nn.Module | None) -> None:
-        self._searches = searches
-        self._positions = positions
-
-    @property
-    def length(self) -> int:
-        """Number of decoded steps, L."""
-        return self._searches.length
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token (N,) to each hypothesis; return its state (N, D), or (B, D) for all.
-
-        A search starts with K equal hypotheses of each sentence, of which it is enough to decode
-        one.
-        """
-        searches = self._searches
-        if isinstance(self._positions, LearnedPositions):
-            self._positions.check(searches.length, 1)
-        if searches.length == 0 and searches.beam > 1:
-            by_sentence = tokens.view(-1, searches.beam)
-            if bool((by_sentence == by_sentence[:, :1]).all()):
-                return searches.step(by_sentence[:, 0], 1)
-        return searches.step(tokens, searches.beam)
-
-    def of_each(self, logits: Tensor) -> Tensor:
-        """Return logits (N, V), given those of all hypotheses or of one per sentence, (B, V)."""
-        searches = self._searches
-        is_all = len(logits) == searches.num_sentences * searches.beam
-        return logits if is_all else logits.repeat_interleave(searches.beam, 0)
-
-    def reorder(self, rows: Tensor) -> None:
-        """Let hypothesis n continue hypothesis `rows[n]` (N,) of the same sentence."""
-        self._searches.reorder(rows)
-
-    def keep_sentences(self, kept: Tensor) -> None:
-        """Keep only the sentences `kept` (B',), which become 0 .. B' - 1."""
-        self._searches.keep_sentences(kept)
+        sizes = beam, max_length
+        return NativeCache(self.decoder, sources, lengths, stack.positions, *sizes, self.scores)
 
 
 def _body(layer: TransformerLayer, name: str) -> StepBody:

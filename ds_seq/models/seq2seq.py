@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.native_decoder import NativeCache, NativeStep
+from ds_seq.models.native_decoder import NativeStep
 from ds_seq.models.output import (
     EncoderOutput,
     LayerOutputs,
@@ -25,6 +25,7 @@ from ds_seq.models.output import (
 from ds_seq.models.stack import Stack, layer_maps, real_rows, sum_losses
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding, token_scorer, token_scores
+from ds_seq.modules.native_cache import NativeCache
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
@@ -183,6 +184,7 @@ class Seq2SeqTransformer(nn.Module):
         if self._native is not None:
             native = self._native.start(encoded, beam, max_length)
             if native is not None:
+                native.owner = self
                 return native
         context = self._decoder_context(encoded)
         return self.decoder.start_cache(context, encoded.hidden, beam, max_length)

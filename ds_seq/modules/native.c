@@ -6,7 +6,7 @@
    Shapes: B sentences, T queries of a sentence, H heads, G query heads that share keys and values,
    S keys, D width of a head, K rows of a sentence, V columns, C results. */
 
-#include "native_lanes.h"
+#include "native_scores.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -82,62 +82,26 @@ EVERY_CPU void ds_seq_best(const float *values, const float *offsets, float *bes
                            int64_t *columns, int64_t num_sentences, int64_t num_rows,
                            int64_t num_columns, int64_t count) {
     for (int64_t a = 0; a < num_sentences; a++) {
-        float *found = best + a * count;
-        int64_t *row = rows + a * count, *column = columns + a * count;
-        for (int64_t i = 0; i < count; i++) found[i] = -INFINITY;
-        for (int64_t k = 0; k < num_rows; k++) {
-            const float offset = offsets[a * num_rows + k];
-            const float *x = values + (a * num_rows + k) * num_columns;
-            for (int64_t v = 0; v < num_columns; v += 4 * LANES) {
-                const int64_t end = v + 4 * LANES < num_columns ? v + 4 * LANES : num_columns;
-                if (end - v == 4 * LANES) { /* most groups have nothing to offer */
-                    Lanes low = larger(load(x + v), load(x + v + LANES));
-                    Lanes high = larger(load(x + v + 2 * LANES), load(x + v + 3 * LANES));
-                    if (greatest(larger(low, high)) + offset <= found[count - 1]) continue;
-                }
-                for (int64_t w = v; w < end; w++) {
-                    const float sum = x[w] + offset;
-                    if (!(sum > found[count - 1])) continue;
-                    int64_t place = count - 1;
-                    for (; place > 0 && sum > found[place - 1]; place--) {
-                        found[place] = found[place - 1];
-                        row[place] = row[place - 1], column[place] = column[place - 1];
-                    }
-                    found[place] = sum, row[place] = k, column[place] = w;
-                }
-            }
-        }
+        const Found found = {best + a * count, rows + a * count, columns + a * count, count};
+        for (int64_t i = 0; i < count; i++) found.sums[i] = -INFINITY;
+        for (int64_t k = 0; k < num_rows; k++)
+            find_best(values + (a * num_rows + k) * num_columns, num_columns, 0.0f,
+                      offsets[a * num_rows + k], k, &found);
         int64_t next = 0; /* too few are possible: others, each once */
         for (int64_t i = 0; i < count; i++) {
-            if (found[i] > -INFINITY) continue;
+            if (found.sums[i] > -INFINITY) continue;
             const float *x = values + a * num_rows * num_columns;
             while (x[next] + offsets[a * num_rows + next / num_columns] > -INFINITY) next++;
-            row[i] = next / num_columns, column[i] = next % num_columns, next++;
+            found.rows[i] = next / num_columns, found.columns[i] = next % num_columns, next++;
         }
     }
 }
 
 /* Log-softmax of rows of V columns, in place, while a row is in the nearest cache. */
 EVERY_CPU void ds_seq_log_softmax(float *values, int64_t num_rows, int64_t num_columns) {
-    const int64_t whole = num_columns - num_columns % LANES;
     for (int64_t n = 0; n < num_rows; n++) {
         float *x = values + n * num_columns;
-        float most = -INFINITY;
-        Lanes greater = {0}, total = {0};
-        greater += -INFINITY;
-        for (int64_t v = 0; v < whole; v += LANES) greater = larger(load(x + v), greater);
-        for (int64_t v = whole; v < num_columns; v++) most = x[v] > most ? x[v] : most;
-        const float within = greatest(greater);
-        most = within > most ? within : most;
-        Lanes rest; /* the columns that fill no vector */
-        for (int i = 0; i < LANES; i++)
-            rest[i] = whole + i < num_columns ? x[whole + i] - most : -INFINITY;
-        for (int64_t v = 0; v < whole; v += LANES) total += exponential(load(x + v) - most);
-        if (whole < num_columns) {
-            const Lanes weights = exponential(rest);
-            for (int i = 0; whole + i < num_columns; i++) total[i] += weights[i];
-        }
-        const float shift = most + logf(sum(total));
+        const float shift = log_of_sum(x, num_columns);
         for (int64_t v = 0; v < num_columns; v++) x[v] -= shift;
     }
 }

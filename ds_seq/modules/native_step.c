@@ -10,19 +10,29 @@ enum { GROUPS = 1 };
 #endif
 #include "native_step_kernels.h"
 
-typedef void Step(const Decoder *, const State *, const int64_t *, const int64_t *, int64_t,
-                  int64_t, float *);
-typedef void MapRows(const Map *, const float *, int64_t, float *);
+#define DECLARED(x)                                                                                \
+    void x##_step(const Decoder *, const State *, const int64_t *, const int64_t *, int64_t,       \
+                  int64_t, float *);                                                               \
+    void x##_map_rows(const Map *, const float *, int64_t, float *);                               \
+    float x##_log_sum(const float *, int64_t);                                                     \
+    void x##_offer_row(const float *, int64_t, float, float, int64_t, const Found *);
+#define KERNELS(x) {x##_step, x##_map_rows, x##_log_sum, x##_offer_row}
+
+static const Kernels any_processor = KERNELS(ds_seq_any);
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-Step ds_seq_v3_step, ds_seq_v4_step;
-MapRows ds_seq_v3_map_rows, ds_seq_v4_map_rows;
+DECLARED(ds_seq_v3)
+DECLARED(ds_seq_v4)
+static const Kernels with_avx2 = KERNELS(ds_seq_v3), with_avx512 = KERNELS(ds_seq_v4);
 #define HAS(name) __builtin_cpu_supports(name)
-#define HAS_V3 (HAS("avx2") && HAS("fma") && HAS("bmi2"))
-#define HAS_V4 (HAS_V3 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl"))
-#define BEST(x) (HAS_V4 ? ds_seq_v4_##x : HAS_V3 ? ds_seq_v3_##x : ds_seq_any_##x)
+
+const Kernels *ds_seq_kernels(void) {
+    if (!(HAS("avx2") && HAS("fma") && HAS("bmi2"))) return &any_processor;
+    const int is_wide = HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl");
+    return is_wide ? &with_avx512 : &with_avx2;
+}
 #else
-#define BEST(x) ds_seq_any_##x
+const Kernels *ds_seq_kernels(void) { return &any_processor; }
 #endif
 
 /* List the slots of a place that lie on no path; the newest in the list is taken first. */
@@ -39,12 +49,12 @@ static void find_unused(State *state, int64_t place) {
 }
 
 /* Extend the paths by one slot, one for each hypothesis or one for all (width 1).
-   Returns 0, or 1 if there are too few slots; then nothing has changed. */
+   Returns 0, or -1 if there are too few slots; then nothing has changed. */
 static int64_t extend_paths(State *state, int64_t num_sentences, int64_t width) {
     for (int64_t a = 0; a < num_sentences; a++) {
         const int64_t place = state->places[a];
         if (state->num_unused[place] < width) find_unused(state, place);
-        if (state->num_unused[place] < width) return 1;
+        if (state->num_unused[place] < width) return -1;
     }
     for (int64_t a = 0; a < num_sentences; a++) {
         const int64_t place = state->places[a];
@@ -58,18 +68,18 @@ static int64_t extend_paths(State *state, int64_t num_sentences, int64_t width) 
     return 0;
 }
 
-/* Decode the newest tokens (A width,): states (A width, D). Returns 0; 1 if there is too little
-   room, and 2 if a token is none, and then nothing has changed. */
+/* Decode the newest tokens (A width,): states (A width, D). Returns 0; -1 if there is too
+   little room, -2 if a token is none, and then nothing has changed. */
 int64_t ds_seq_step(const Decoder *decoder, State *state, const int64_t *tokens,
                     int64_t num_sentences, int64_t width, float *out) {
     for (int64_t n = 0; n < num_sentences * width; n++)
-        if (tokens[n] < 0 || tokens[n] >= decoder->vocab_size) return 2;
-    if (extend_paths(state, num_sentences, width)) return 1;
+        if (tokens[n] < 0 || tokens[n] >= decoder->vocab_size) return -2;
+    if (extend_paths(state, num_sentences, width)) return -1;
     const int64_t most = MOST_ROWS / width > 0 ? MOST_ROWS / width : 1;
     for (int64_t a = 0; a < num_sentences; a += most) {
         const int64_t count = num_sentences - a < most ? num_sentences - a : most;
-        BEST(step)(decoder, state, state->places + a, tokens + a * width, count, width,
-                   out + a * width * decoder->width);
+        ds_seq_kernels()->step(decoder, state, state->places + a, tokens + a * width, count, width,
+                               out + a * width * decoder->width);
     }
     state->length++;
     return 0;
@@ -94,5 +104,5 @@ void ds_seq_reorder(State *state, const int64_t *rows, int64_t num_sentences) {
 
 /* y (N, O) of rows x (N, I). */
 void ds_seq_map_rows(const Map *map, const float *x, int64_t rows, float *y) {
-    BEST(map_rows)(map, x, rows, y);
+    ds_seq_kernels()->map_rows(map, x, rows, y);
 }

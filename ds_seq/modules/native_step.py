@@ -1,12 +1,11 @@
-"""A decoder's step as one call into C (`native_step.c`): tables of pointers, and a batch's state.
+"""A decoder whose step is one call into C (`native_step.c`): packed weights, tables of pointers.
 
 The operators of a step compute for microseconds each, so with few rows the calls are most of the
 time. Here weights are packed and their addresses collected once per model, and a step of all layers
 is one call. It runs on one thread, and releases Python's lock. What is computed for a hypothesis
 does not depend on the others, to the last digit.
 
-Shapes: B sentences, A of them unfinished, K hypotheses of a sentence, N = A K, S source tokens,
-R slots of a sentence, L steps, I inputs, O outputs, D width of the model, V vocabulary.
+Shapes: N rows, I inputs, O outputs, D width of the model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ import ctypes
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ds_seq.modules import native
-from ds_seq.modules.kv_cache import is_identity
 from ds_seq.modules.rms_norm import RmsNorm
 
 PANEL = 64  # the enumerations and structures of native_step.h
@@ -38,11 +35,6 @@ ACTIVATIONS = {
     "swiglu": (5, True),
 }
 """Activations of feed-forwards: number, whether gated."""
-
-_INITIAL_STEPS = 16
-"""Steps for which there are slots at first; see `ds_seq.modules.kv_cache`."""
-
-_NO_ROOM, _NO_TOKEN = 1, 2  # what ds_seq_step returns
 
 _NUMBER, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
@@ -79,14 +71,6 @@ class _Decoder(ctypes.Structure):
         ("embedding_norm", _Norm),
         ("final_norm", _Norm),
         ("bodies", _ADDRESS),
-    )
-
-
-class _State(ctypes.Structure):
-    _fields_ = (
-        *((name, _ADDRESS) for name in ("memory", "positions", "places", "lengths", "paths")),
-        *((name, _ADDRESS) for name in ("unused", "num_unused", "counting", "scratch")),
-        *((name, _NUMBER) for name in ("beam", "most_steps", "room", "source_room", "length")),
     )
 
 
@@ -176,6 +160,7 @@ class NativeDecoder:
         )
         widest = max(body.first.out_features for body in bodies)
         attended = max(body.second.in_features for body in bodies)
+        self.address = ctypes.byref(self.table)
         self.scratch_size = _MOST_ROWS * (self.width + widest + attended)
         self.num_weights = sum(each.table.inputs * each.outputs for each in self._maps.values())
 
@@ -206,139 +191,3 @@ class NativeDecoder:
         kind = 1 if isinstance(norm, nn.LayerNorm) else 2
         bias = None if shift is None else shift.data_ptr()
         return _Norm(scale.data_ptr(), bias, kind, norm.eps)
-
-
-class NativeSearches:
-    """The state of a batch of searches: keys and values, and whose they are.
-
-    A sentence keeps its place in the tensors as long as it is searched, and a key the slot into
-    which it was written. A hypothesis is a path of slots; a slot on no path is written anew.
-
-    Args:
-        decoder: the decoder.
-        sources: keys and values (B, S, 2 H' Dh) of each cross-attention, in the order of the
-            bodies.
-        lengths: tokens of each source, (B,).
-        positions: vectors (L, D) to be added to the embedded tokens, or None.
-        beam: number of hypotheses per sentence, K.
-        max_length: largest number of steps.
-    """
-
-    def __init__(
-        self,
-        decoder: NativeDecoder,
-        sources: Sequence[Tensor],
-        lengths: Tensor,
-        positions: Tensor | None,
-        beam: int,
-        max_length: int,
-    ) -> None:
-        self._decoder = decoder
-        self.beam, self.max_length, self.length = beam, max_length, 0
-        num_sentences = len(lengths)
-        self._room = beam * min(_INITIAL_STEPS, max_length)
-        remaining = iter(sources)
-        self._source_room = sources[0].size(1) if sources else 0
-        self._memory: list[Tensor | None] = []
-        for body in decoder.bodies:
-            if body.kind == "self_attention":
-                width = 2 * body.heads[1] * body.heads[2]
-                self._memory.append(torch.empty(num_sentences, self._room, width))
-            else:
-                is_cross = body.kind == "cross_attention"
-                self._memory.append(next(remaining).contiguous() if is_cross else None)
-        integers = torch.int32
-        self._places = torch.arange(num_sentences)
-        self._lengths = lengths.to(integers)
-        self._positions = None if positions is None else positions.contiguous()
-        self._paths = torch.empty(num_sentences * beam, max_length, dtype=integers)
-        self._unused = torch.empty(num_sentences, self._room, dtype=integers)
-        self._num_unused = torch.zeros(num_sentences, dtype=integers)
-        self._counting = torch.arange(self._source_room, dtype=integers)
-        scores = max(max_length, self._source_room) + native.LANES
-        # paths are reordered in it, too
-        self._scratch = torch.empty(max(decoder.scratch_size + scores, beam * max_length))
-        self._table: _State | None = None
-        self._addresses: ctypes.Array[ctypes.c_void_p] | None = None
-
-    @property
-    def num_sentences(self) -> int:
-        """Number of unfinished sentences, A."""
-        return len(self._places)
-
-    def step(self, tokens: Tensor, width: int) -> Tensor:
-        """Decode the newest tokens.
-
-        Args:
-            tokens: (A width,) int64.
-            width: hypotheses of a sentence: K, or in the first step 1, which stands for all.
-
-        Returns:
-            (A width, D).
-
-        Raises:
-            ValueError: there are no more positions.
-            IndexError: a token is not in the vocabulary.
-        """
-        if self.length == self.max_length:
-            raise ValueError(f"the cache was made for {self.max_length} positions")
-        library = native.library()
-        assert library is not None, "made with the kernels"
-        tokens = tokens.contiguous()
-        out = torch.empty(len(tokens), self._decoder.width)
-        while True:
-            outcome = library.ds_seq_step(
-                ctypes.byref(self._decoder.table),
-                ctypes.byref(self._bound()),
-                tokens.data_ptr(),
-                self.num_sentences,
-                width,
-                out.data_ptr(),
-            )
-            if outcome != _NO_ROOM:
-                break
-            self._grow()
-        if outcome == _NO_TOKEN:
-            raise IndexError(f"tokens outside the vocabulary: {tokens.tolist()}")
-        self.length += 1
-        return out
-
-    def reorder(self, rows: Tensor) -> None:
-        """Let hypothesis n continue hypothesis `rows[n]` (N,) of the same sentence."""
-        library = native.library()
-        assert library is not None, "made with the kernels"
-        state = ctypes.byref(self._bound())
-        library.ds_seq_reorder(state, rows.contiguous().data_ptr(), self.num_sentences)
-
-    def keep_sentences(self, kept: Tensor) -> None:
-        """Keep only the sentences `kept` (A',), which become 0 .. A' - 1."""
-        if not is_identity(kept, self.num_sentences):
-            self._places = self._places.index_select(0, kept)
-            self._table = None
-
-    def _grow(self) -> None:
-        """Add slots to every sentence."""
-        before, self._room = self._room, self._room * 3 // 2 + self.beam
-        for i, body in enumerate(self._decoder.bodies):
-            memory = self._memory[i]
-            if body.kind == "self_attention" and memory is not None:
-                larger = memory.new_empty(len(memory), self._room, memory.size(2))
-                larger[:, :before] = memory
-                self._memory[i] = larger
-        self._unused = self._unused.new_empty(len(self._unused), self._room)
-        self._num_unused.zero_()
-        self._table = None
-
-    def _bound(self) -> _State:
-        """Return the table of addresses, a new one after tensors have changed."""
-        if self._table is None:
-            addresses = [None if x is None else x.data_ptr() for x in self._memory]
-            self._addresses = (_ADDRESS * len(addresses))(*addresses)
-            tensors = self._positions, self._places, self._lengths, self._paths, self._unused
-            others = self._num_unused, self._counting, self._scratch
-            self._table = _State(
-                ctypes.addressof(self._addresses),
-                *(None if x is None else x.data_ptr() for x in (*tensors, *others)),
-                *(self.beam, self._paths.size(1), self._room, self._source_room, self.length),
-            )
-        return self._table

@@ -5,7 +5,8 @@
    A row's sums are added in the order of the inputs, whatever the number of rows: what is computed
    for a hypothesis does not depend on the others. */
 
-#include "native_lanes.h"
+#include "native_scores.h"
+#include "native_search.h"
 #include "native_step.h"
 
 INLINE Lanes positive(Lanes x) { /* NaN stays */
@@ -331,4 +332,15 @@ void NAME(step)(const Decoder *decoder, const State *state, const int64_t *place
 void NAME(map_rows)(const Map *map, const float *x, int64_t rows, float *y) {
     const Ending ending = {0, 0, 0.0f};
     product(map, x, map->inputs, rows, y, map->outputs, &ending);
+}
+
+/* The logarithm of the sum of exponentials of a row, and the best continuations of its
+   hypothesis. */
+float NAME(log_sum)(const float *logits, int64_t num_columns) {
+    return log_of_sum(logits, num_columns);
+}
+
+void NAME(offer_row)(const float *logits, int64_t num_columns, float shift, float offset,
+                     int64_t row, const Found *found) {
+    find_best(logits, num_columns, shift, offset, row, found);
 }

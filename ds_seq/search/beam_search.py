@@ -21,8 +21,11 @@ from torch import Tensor
 
 from ds_seq.activity import mark
 from ds_seq.modules import native
+from ds_seq.modules.native_cache import NativeCache
+from ds_seq.modules.native_step import NativeMap
 from ds_seq.search.guides import Guide, GuideMaker, Plain, SelectionMaker
 from ds_seq.search.hypotheses import Active, ActiveBeams, Hypothesis
+from ds_seq.search.native_search import NativeSearch
 from ds_seq.search.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.search.prefix import Prefixes
 from ds_seq.search.sampling import ActiveSamples, Sampling
@@ -189,6 +192,13 @@ class BeamSearch:
         limits = self._length_limits(source_mask, sentences)
         max_length = int(limits.max()) + 1
         cache = model.start_cache(model.encode(source, source_mask), self.width, max_length)
+        if (scores := self._native_scores(model, cache, any_rank)) is not None:
+            assert isinstance(cache, NativeCache)
+            settings = self.min_len, self.unk_penalty, self.temperature
+            native_search = NativeSearch(
+                cache, scores, limits, self.num_best, self.symbols, self._penalty, settings
+            )
+            return native_search.run()
         spare = None if any_rank is None else _SpareSearch(self, model, cache, source, max_length)
         hypotheses, guides = self._start(limits[:num_sentences], sentences)
         while hypotheses.active if any_rank is None else any_rank(hypotheses.active):
@@ -199,6 +209,15 @@ class BeamSearch:
             elif spare is not None:
                 spare.step()
         return hypotheses.results()
+
+    def _native_scores(
+        self, model: Decodable[EncodedT, CacheT], cache: Cache, any_rank: AnyRank | None
+    ) -> NativeMap | None:
+        """Return the scores of the vocabulary of a search in C, or None if it cannot be one."""
+        if not isinstance(cache, NativeCache) or cache.owner is not model or any_rank is not None:
+            return None
+        is_plain = isinstance(self.selection, Plain) and not self.guides and self.sampling is None
+        return cache.scores if is_plain and self.no_repeat_ngram == 0 else None
 
     def _forcing(self, source: Tensor, mask: Tensor, numbers: Sequence[int] | None) -> BeamSearch:
         """Return the search whose hypotheses begin with these prompts (B, S)."""

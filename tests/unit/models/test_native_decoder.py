@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.native_decoder import NativeCache
 from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.modules import native
+from ds_seq.modules.native_cache import NativeCache
 from tests.native_kernels import kernels
 
 VOCAB, PAD, END = 23, 1, 2
