@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import subprocess
 import sys
@@ -28,13 +29,19 @@ def fetch_text(cache: Path, tsv: Path | None) -> Path:
         cache: folder of cached texts.
         tsv: file with a source and a target per line, used instead.
     """
-    folder = cache / ("throughput" if tsv is None else f"throughput-{tsv.name.partition('.')[0]}")
+    folder = cache / ("throughput" if tsv is None else f"throughput-{_cache_name(tsv)}")
     if not (folder / "raw" / "train.de").exists():
         script = Path(__file__).resolve().parent.parent / "prepare_data" / "fetch_sample.py"
         source = [] if tsv is None else ["--tsv", str(tsv)]
         command = [sys.executable, str(script), "--out", str(folder / "raw"), *source]
         subprocess.run(command, check=True)
     return folder
+
+
+def _cache_name(path: Path) -> str:
+    """Return a name that files of other names or other folders do not have."""
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    return f"{path.name.partition('.tsv')[0]}-{digest[:8]}"
 
 
 def model_section(layers: int, d_model: int, ffn_dim: int, dropout: float) -> dict[str, Any]:

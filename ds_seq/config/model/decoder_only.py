@@ -50,6 +50,9 @@ class OneStackConfig(TransformerConfig):
         if self.share_embeddings == "inputs":
             message = f"inputs: a model {self.name} has one input; use all (tied to the output) or "
             yield "share_embeddings", f"{message}none"
+        if self.deepnorm_init != "paper":
+            message = f"{self.deepnorm_init} is about the encoder of an encoder-decoder; leave it "
+            yield "deepnorm_init", f"{message}out"
         if self.moe is not None and self.moe.router == "language":
             yield "moe.router", f"language: a model {self.name} has no source with a tag"
         if self.adapters is not None and self.adapters.tags:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from ds_seq.config.base import SHORT_FORM, NamedConfig, Probability, plugin_tag
+from ds_seq.config.base import SHORT_FORM, NamedConfig, Probability, plugin_tag, shown
 from ds_seq.config.model.convolution import (
     AnyConvolutionConfig,
     DynamicConvolutionConfig,
@@ -20,6 +20,7 @@ from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.stack import Width
 from ds_seq.names import AttentionKind, Stack
 
+_OF_ATTENTION = ("head_dim", "num_kv_heads", "query_key_norm")
 MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
 """A decoder layer attends to its own tokens and to the source."""
 
@@ -134,7 +135,21 @@ class MixerFields(LinearFields):
         if self.attention_window is not None and not any(map(self.has_pairs, layers)):
             message = "no stack has plain self-attention, and no other mixer a window; set it to "
             errors.append(("attention_window", message + "null"))
-        return errors
+        return [*errors, *self._idle_errors(layers)]
+
+    def _idle_errors(self, stacks: Iterable[Stack]) -> Iterator[tuple[str, str]]:
+        """Yield options of attention in a model without any, in which they would do nothing."""
+        stacks = list(stacks)
+        if any(map(self.attentions_of, stacks)):
+            return
+        mixers = " and ".join(f"{stack}_mixer {self.mixer_of(stack).name}" for stack in stacks)
+        # kernels take the dropout of attention if they have none of their own
+        others = () if any(map(self.convolution_of, stacks)) else ("attention_dropout",)
+        for field in (*_OF_ATTENTION, *others):
+            value = vars(self)[field]
+            if value != type(self).model_fields[field].default:
+                message = f"{shown(value)} belongs to attention, which there is none of with "
+                yield field, f"{message}{mixers}; leave it out"
 
     def head_width(self, d_model: int) -> int:
         """Return the width of an attention head of a model of width `d_model`."""

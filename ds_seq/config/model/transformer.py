@@ -24,6 +24,8 @@ from ds_seq.config.model.section import ModelSize
 from ds_seq.config.model.stack import StackFields
 from ds_seq.names import BIASED_POSITIONS, AttentionKind, LoraModule, Stack
 
+_LARGE = 10**9  # a vocabulary that has all bands of adaptive embeddings
+
 
 # Fields are listed in the order of the bases, from the last to the first.
 class TransformerFields(
@@ -98,7 +100,7 @@ class TransformerConfig(TransformerFields):
 
     def field_errors(self) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
-        return [
+        errors = [
             *(self.mixer_errors(self.d_model) or self._head_errors()),
             *self.self_mixer_errors(self.d_model, self._depths()),
             *self.ffn_errors(),
@@ -111,6 +113,7 @@ class TransformerConfig(TransformerFields):
             *self._low_rank_errors(),
             *self._input_errors(),
         ]
+        return errors or self._idle_low_rank()
 
     def _input_errors(self) -> list[tuple[str, str]]:
         read = self.language_model
@@ -120,6 +123,16 @@ class TransformerConfig(TransformerFields):
         if self.lora is not None and self.pruned_heads is not None:
             return [("lora", "cannot change attentions without some heads (pruned_heads)")]
         return self.lora_errors(self.linear.packed_bits is None, self.moe is not None)
+
+    def _idle_low_rank(self) -> list[tuple[str, str]]:
+        """Return that low-rank changes would change nothing; to be asked if all else is right."""
+        if self.lora is None:
+            return []
+        without = self.model_copy(update={"lora": None})
+        if without.num_params(_LARGE).total < self.num_params(_LARGE).total:
+            return []
+        message = f"{', '.join(self.lora.modules)}: the model has no such map, so that nothing is "
+        return [("lora.modules", message + "changed; name others, such as value and output")]
 
     def _position_errors(self) -> list[tuple[str, str]]:
         name = self.positions.name

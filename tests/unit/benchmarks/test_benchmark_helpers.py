@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common
+from benchmarks import common, experiments
 from benchmarks.common import Goal, Spread, table
+from benchmarks.experiments import fetch_text
 from benchmarks.worker import Worker
 
 CHILD = """
@@ -30,6 +31,16 @@ def child(tmp_path: Path) -> Worker:
     root = str(Path(common.__file__).parent.parent)
     command = [sys.executable, "-c", CHILD]
     return Worker("child", command, tmp_path / "child.log", {"PYTHONPATH": root})
+
+
+def test_texts_of_other_files_have_other_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments.subprocess, "run", lambda *_, **__: None)
+    names = ("general.en-de.train.tsv.xz", "general.en-de.test.tsv.xz", "more/general.en-de.tsv")
+    folders = [fetch_text(tmp_path, tmp_path / name) for name in (*names, *names)]
+    assert len({*folders, fetch_text(tmp_path, None)}) == len(names) + 1
+    assert folders[:3] == folders[3:] and folders[0].name.startswith("throughput-general.en-de.tr")
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,11 @@ NEEDED = {"no final norm": {"norm_position": "pre"}, "retention": {"positions": 
 """What a value goes with, if a row does not say."""
 _BANDS = tuple(AXES["ends"])
 _TURNED = ("rotary", "xpos", "yarn", "ntk", "alibi", "buckets")
+_ATTENDING = ("window", "shared", "one", "head width", "query norms")
 REFUSED = {
     "dilated": ("alibi", "buckets", "window"),
-    "retention": ("sinusoidal", "offset", "learned", *_TURNED, "window"),
-    "convolution": (*_TURNED, "window"),
+    "retention": ("sinusoidal", "offset", "learned", *_TURNED, *_ATTENDING),
+    "convolution": (*_TURNED, *_ATTENDING),
     "no final norm": ("post", "deepnorm"),
     "output bias": _BANDS,
     **dict.fromkeys(("factor", "apart"), _BANDS),
