@@ -1,4 +1,4 @@
-"""Decoding by `ds_seq.modules.native_step`: which models it serves, and the state of a search.
+"""Encoding and decoding by `ds_seq.modules.native_step`: which models and calls it serves.
 
 Shapes: B sentences, S source length, K beam width, N = B K hypotheses (row n belongs to sentence
 n // K), D model width, V vocabulary.
@@ -6,11 +6,10 @@ n // K), D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ds_seq.models.output import EncoderOutput
 from ds_seq.models.stack import Stack, TransformerLayer
@@ -19,11 +18,11 @@ from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.linear import Linear
-from ds_seq.modules.native_cache import NativeCache
+from ds_seq.modules.native_cache import NativeCache, encode
 from ds_seq.modules.native_step import (
     ACTIVATIONS,
-    NativeDecoder,
     NativeMap,
+    NativeStack,
     StepBody,
 )
 from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
@@ -31,6 +30,37 @@ from ds_seq.modules.residual import Residual
 from ds_seq.modules.rms_norm import RmsNorm
 
 _LARGE = 2**23  # weights of a decoder whose products are worth several threads
+
+
+class NativeEncoder:
+    """A packed copy of an encoder, and the stack from which it was made.
+
+    Args:
+        stack: the encoder.
+        embedding: embedding of its tokens.
+    """
+
+    def __init__(self, stack: Stack, embedding: TokenEmbedding) -> None:
+        self._stack = stack
+        self._packed = _packed(stack, embedding)
+
+    @classmethod
+    def of(cls, stack: Stack, embedding: nn.Module) -> NativeEncoder | None:
+        """Return an encoder with constant weights, or None if it cannot be expressed."""
+        if native.library() is None or not _serves(stack, embedding, causal=False):
+            return None
+        return cls(stack, cast(TokenEmbedding, embedding))
+
+    def encode(self, source: Tensor, mask: Tensor) -> Tensor | None:
+        """Return the states (B, S, D) of tokens (B, S), zero at padding; None if operators have to.
+
+        Args:
+            source: tokens (B, S).
+            mask: (B, S) bool, True at real tokens.
+        """
+        if not _may_run(self._stack, self._packed) or not source.numel():
+            return None
+        return encode(self._packed, self._stack.positions, source, mask.sum(1))
 
 
 class NativeStep:
@@ -44,15 +74,10 @@ class NativeStep:
 
     def __init__(self, stack: Stack, embedding: TokenEmbedding, output: nn.Module | None) -> None:
         self._stack = stack
-        calls = [layer for _ in range(stack.repeats) for layer in stack.layers]
-        layers = cast(Sequence[TransformerLayer], calls)
-        children = [layer.get_submodule(name) for layer in layers for name in layer.names]
-        crossed = (each for each in children if isinstance(each, CrossAttention))
-        self._sources = [each.key_value for each in crossed]
-        bodies = [_body(layer, name) for layer in layers for name in layer.names]
-        norms = stack.embedding_norm, stack.final_norm
-        table = embedding.weight.detach()
-        self.decoder = NativeDecoder(table, embedding.scale, bodies, *norms)
+        crossed = (body for _, body in _bodies(stack) if isinstance(body, CrossAttention))
+        maps = (body.key_value for body in crossed)
+        self._sources = [NativeMap(each.weight, each.bias) for each in maps]
+        self._packed = _packed(stack, embedding)
         scored = embedding if output is None else output
         self.scores: NativeMap | None = None
         """Scores of states (N, D) against the vocabulary (N, V); None: not by these kernels."""
@@ -63,39 +88,60 @@ class NativeStep:
     @classmethod
     def of(cls, stack: Stack, embedding: nn.Module, output: nn.Module | None) -> NativeStep | None:
         """Return the step of a decoder with constant weights, or None if it cannot be expressed."""
-        if native.library() is None or not _serves(stack, embedding):
+        if native.library() is None or not _serves(stack, embedding, causal=True):
             return None
         return cls(stack, cast(TokenEmbedding, embedding), output)
 
     def start(self, encoded: EncoderOutput, beam: int, max_length: int) -> NativeCache | None:
         """Return the state of a search, or None if operators have to do it.
 
-        That is the case if gradients are wanted, if somebody watches a module, or where several
-        threads share the products of a large model.
-
         Args:
             encoded: B encoded sentences.
             beam: number of hypotheses per sentence, K.
             max_length: largest number of steps.
         """
-        stack = self._stack
-        modules = stack.modules()
-        watched = any(each._forward_hooks or each._forward_pre_hooks for each in modules)
-        shared = torch.get_num_threads() > 1 and self.decoder.num_weights > _LARGE
-        plain = encoded.hidden.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        hidden = encoded.hidden
         other = encoded.adapters is not None or encoded.sets is not None
-        if torch.is_grad_enabled() or stack.training or watched or shared or other or not plain:
+        if other or hidden.dtype != torch.float32 or not _may_run(self._stack, self._packed):
             return None
-        sources = [project(encoded.hidden) for project in self._sources]
-        lengths = encoded.mask.sum(1)
-        sizes = beam, max_length
-        return NativeCache(self.decoder, sources, lengths, stack.positions, *sizes, self.scores)
+        rows = hidden.flatten(0, 1).contiguous()
+        sources = [project(rows).view(*hidden.shape[:2], -1) for project in self._sources]
+        of_batch = encoded.mask.sum(1), self._stack.positions
+        return NativeCache(self._packed, sources, *of_batch, beam, max_length, self.scores)
 
 
-def _body(layer: TransformerLayer, name: str) -> StepBody:
+def _may_run(stack: Stack, packed: NativeStack) -> bool:
+    """Return whether the kernels may replace the operators in a call.
+
+    They may not if gradients are wanted, if somebody watches a module, or where several threads
+    share the products of a large model.
+    """
+    if torch.is_grad_enabled() or stack.training or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.get_num_threads() > 1 and packed.num_weights > _LARGE:
+        return False
+    return not any(each._forward_hooks or each._forward_pre_hooks for each in stack.modules())
+
+
+def _bodies(stack: Stack) -> list[tuple[Residual, nn.Module]]:
+    """Return the sub-layers in the order of the calls."""
+    return [
+        (cast(Residual, layer.get_submodule(f"{name}_residual")), layer.get_submodule(name))
+        for _ in range(stack.repeats)
+        for layer in stack.layers
+        for name in cast(TransformerLayer, layer).names
+    ]
+
+
+def _packed(stack: Stack, embedding: TokenEmbedding) -> NativeStack:
+    """Return a stack that the kernels serve, packed."""
+    bodies = [_body(*each) for each in _bodies(stack)]
+    table = embedding.weight.detach()
+    return NativeStack(table, embedding.scale, bodies, stack.embedding_norm, stack.final_norm)
+
+
+def _body(residual: Residual, body: nn.Module) -> StepBody:
     """Return what the kernels need of a sub-layer."""
-    residual = cast(Residual, layer.get_submodule(f"{name}_residual"))
-    body = layer.get_submodule(name)
     around = residual.pre_norm, residual.norm, residual.scale
     if isinstance(body, FeedForward):
         maps = body.up, body.down
@@ -103,33 +149,34 @@ def _body(layer: TransformerLayer, name: str) -> StepBody:
     if isinstance(body, SelfAttention):
         shared = body.qkv.widths[1] // body.head_width
         heads = body.num_heads, shared, body.head_width
-        return StepBody("self_attention", *around, body.qkv, body.output, (0, False), heads)
+        kind: Literal["self_attention", "source_attention"]
+        kind = "self_attention" if body.causal else "source_attention"
+        return StepBody(kind, *around, body.qkv, body.output, (0, False), heads)
     assert isinstance(body, CrossAttention)
     heads = body.num_heads, body.key_value.widths[0] // body.head_width, body.head_width
     return StepBody("cross_attention", *around, body.query, body.output, (0, False), heads)
 
 
-def _serves(stack: Stack, embedding: nn.Module) -> bool:
-    """Return whether the kernels can express a decoder: the standard parts, float32, on a CPU."""
+def _serves(stack: Stack, embedding: nn.Module, causal: bool) -> bool:
+    """Return whether the kernels can express a stack: the standard parts, float32, on a CPU."""
     if type(embedding) is not TokenEmbedding or embedding.factor is not None:
         return False
     if stack.bias is not None or stack.find_ways is not None:
         return False
     if type(stack.positions) not in (type(None), SinusoidalPositions, LearnedPositions):
         return False
-    norms = [norm for norm in (stack.embedding_norm, stack.final_norm) if norm is not None]
-    bodies: list[nn.Module] = []
-    for layer in stack.layers:
-        for name in cast(TransformerLayer, layer).names:
-            residual = layer.get_submodule(f"{name}_residual")
-            if type(residual) is not Residual:
-                return False
-            norms.append(residual.norm)
-            bodies.append(layer.get_submodule(name))
+    around = [norm for norm in (stack.embedding_norm, stack.final_norm) if norm is not None]
+    pairs = _bodies(stack)
+    if any(type(residual) is not Residual for residual, _ in pairs):
+        return False
+    norms = [*around, *(residual.norm for residual, _ in pairs)]
+    bodies = [body for _, body in pairs]
     weights = [embedding.weight, *(p for each in (*norms, *bodies) for p in each.parameters())]
     return (
         all(map(_is_norm, norms))
         and all(map(_is_body, bodies))
+        and all(body.causal == causal for body in bodies if isinstance(body, SelfAttention))
+        and (causal or not any(isinstance(body, CrossAttention) for body in bodies))
         and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
         and embedding.weight.size(1) % native.LANES == 0
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.native_decoder import NativeStep
+from ds_seq.models.native_decoder import NativeEncoder, NativeStep
 from ds_seq.models.output import (
     EncoderOutput,
     LayerOutputs,
@@ -83,11 +83,16 @@ class Seq2SeqTransformer(nn.Module):
         self.encoder_input: LanguageModelInput | None = None
         self.expert_prior: nn.Module | None = None
         self._native: NativeStep | None = None
+        self._native_encoder: NativeEncoder | None = None
 
     def pack(self, int8: bool = False) -> None:
-        """Decode by one call into C from now on, where that is possible; see `pack_weights`."""
+        """Run stacks as one call into C from now on, where possible; see `pack_weights`."""
         step = None if int8 else NativeStep.of(self.decoder, self.target_embedding, self.output)
         self._native = step
+        source = self.source_embedding or self.target_embedding
+        is_plain = not (int8 or self.routes_by_tag) and self.encoder_input is None
+        if is_plain and self.markers is None:
+            self._native_encoder = NativeEncoder.of(self.encoder, source)
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
@@ -138,6 +143,10 @@ class Seq2SeqTransformer(nn.Module):
             capture: which outputs of the layers to return.
             num_tokens: number of real tokens, so that a GPU need not count them; None if unknown.
         """
+        if self._native_encoder is not None and self.adapters is None and capture == "none":
+            hidden = self._native_encoder.encode(source, source_mask)
+            if hidden is not None:
+                return EncoderOutput(hidden, source_mask, None, {}, [])
         embedded = self._embedded(source, source_mask, num_tokens)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)

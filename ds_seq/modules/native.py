@@ -52,6 +52,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         "ds_seq_step": [*[_ADDRESS] * 3, *[_NUMBER] * 2, _ADDRESS],
         "ds_seq_reorder": [*[_ADDRESS] * 2, _NUMBER],
         "ds_seq_search_step": [*[_ADDRESS] * 4, _NUMBER],
+        "ds_seq_encode": [*[_ADDRESS] * 3, _NUMBER, _ADDRESS],
         "ds_seq_map_rows": [*[_ADDRESS] * 2, _NUMBER, _ADDRESS],
     }
     try:
@@ -59,7 +60,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         for name, types in arguments.items():
             kernel = getattr(kernels, name)
             kernel.argtypes = types
-            kernel.restype = _NUMBER if name.endswith("step") else None
+            kernel.restype = _NUMBER if name.endswith(("step", "encode")) else None
     except (OSError, AttributeError):  # of an earlier version, which lacks kernels
         return None
     return kernels

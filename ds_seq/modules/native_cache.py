@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ds_seq.modules import native
 from ds_seq.modules.kv_cache import is_identity
-from ds_seq.modules.native_step import NativeDecoder, NativeMap
+from ds_seq.modules.native_step import MOST_ROWS, NativeMap, NativeStack
 from ds_seq.modules.positions import LearnedPositions
 
 _INITIAL_STEPS = 16
@@ -57,7 +57,7 @@ class NativeCache:
 
     def __init__(
         self,
-        decoder: NativeDecoder,
+        decoder: NativeStack,
         sources: Sequence[Tensor],
         lengths: Tensor,
         positions: nn.Module | None,
@@ -84,14 +84,18 @@ class NativeCache:
         self._places = torch.arange(num_sentences)
         self._lengths = lengths.to(integers)
         self._add_positions = positions
-        self._positions = None if positions is None else _rows_of(positions, decoder, max_length)
+        num_rows = max_length
+        if isinstance(positions, LearnedPositions):
+            num_rows = min(max_length, positions.max_positions)
+        self._positions = _rows_of(positions, decoder, num_rows)
         self._paths = torch.empty(num_sentences * beam, max_length, dtype=integers)
         self._unused = torch.empty(num_sentences, self._room, dtype=integers)
         self._num_unused = torch.zeros(num_sentences, dtype=integers)
         self._counting = torch.arange(self._source_room, dtype=integers)
         weights = max(max_length, self._source_room) + native.LANES  # of one query
         # paths are reordered in it, too
-        self._scratch = torch.empty(max(decoder.scratch_size + weights, beam * max_length))
+        rows = max(MOST_ROWS, beam) * decoder.row_size
+        self._scratch = torch.empty(max(rows + weights, beam * (max_length + 1)))
         self._table: _State | None = None
         self._addresses: ctypes.Array[ctypes.c_void_p] | None = None
 
@@ -202,9 +206,53 @@ class NativeCache:
         return self._table
 
 
-def _rows_of(positions: nn.Module, decoder: NativeDecoder, max_length: int) -> Tensor:
+def encode(
+    encoder: NativeStack, positions: nn.Module | None, tokens: Tensor, lengths: Tensor
+) -> Tensor:
+    """Encode sources; a sentence's states do not depend on the others, to the last digit.
+
+    Args:
+        encoder: the encoder.
+        positions: module that adds positions to the embedded tokens, or None.
+        tokens: (B, S) int64.
+        lengths: number of real tokens of each source, (B,).
+
+    Returns:
+        Their states (B, S, D), zero at padding.
+
+    Raises:
+        IndexError: a token is not in the vocabulary.
+    """
+    library = native.library()
+    assert library is not None, "made with the kernels"
+    num_sentences, room = tokens.shape
+    rows = max(room, MOST_ROWS) * (encoder.width + encoder.row_size)
+    kept = (
+        torch.arange(num_sentences),
+        lengths.to(torch.int32),
+        torch.arange(room, dtype=torch.int32),
+        torch.empty(rows + room + native.LANES),
+        tokens.contiguous(),
+        torch.empty(num_sentences, room, encoder.width),
+    )
+    places, sizes, counting, scratch, ids, out = (x.data_ptr() for x in kept)
+    added = _rows_of(positions, encoder, room)
+    state = _State(
+        positions=None if added is None else added.data_ptr(),
+        places=places,
+        lengths=sizes,
+        counting=counting,
+        scratch=scratch,
+        source_room=room,
+    )
+    if library.ds_seq_encode(encoder.address, ctypes.byref(state), ids, num_sentences, out):
+        raise IndexError(f"tokens outside the vocabulary: {tokens.tolist()}")
+    return kept[-1]
+
+
+def _rows_of(positions: nn.Module | None, stack: NativeStack, length: int) -> Tensor | None:
     """Return the rows (L, D) that a module adds to embedded tokens."""
-    if isinstance(positions, LearnedPositions):
-        max_length = min(max_length, positions.max_positions)
-    nothing = torch.zeros(1, max_length, decoder.width)
-    return cast(Tensor, positions(nothing, 0, max_length))[0].contiguous()
+    if positions is None:
+        return None
+    nothing = torch.zeros(1, length, stack.width)
+    return cast(Tensor, positions(nothing, 0, length))[0].contiguous()

@@ -12,6 +12,8 @@
 typedef struct {
     void (*step)(const Decoder *, const State *, const int64_t *, const int64_t *, int64_t, int64_t,
                  float *);
+    void (*encode)(const Decoder *, const State *, const int64_t *, const int64_t *, int64_t,
+                   int64_t, float *);
     void (*map_rows)(const Map *, const float *, int64_t, float *);
     float (*log_sum)(const float *, int64_t);
     void (*offer_row)(const float *, int64_t, float, float, int64_t, const Found *);

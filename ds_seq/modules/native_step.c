@@ -13,10 +13,12 @@ enum { GROUPS = 1 };
 #define DECLARED(x)                                                                                \
     void x##_step(const Decoder *, const State *, const int64_t *, const int64_t *, int64_t,       \
                   int64_t, float *);                                                               \
+    void x##_encode(const Decoder *, const State *, const int64_t *, const int64_t *, int64_t,     \
+                    int64_t, float *);                                                             \
     void x##_map_rows(const Map *, const float *, int64_t, float *);                               \
     float x##_log_sum(const float *, int64_t);                                                     \
     void x##_offer_row(const float *, int64_t, float, float, int64_t, const Found *);
-#define KERNELS(x) {x##_step, x##_map_rows, x##_log_sum, x##_offer_row}
+#define KERNELS(x) {x##_step, x##_encode, x##_map_rows, x##_log_sum, x##_offer_row}
 
 static const Kernels any_processor = KERNELS(ds_seq_any);
 
@@ -105,4 +107,22 @@ void ds_seq_reorder(State *state, const int64_t *rows, int64_t num_sentences) {
 /* y (N, O) of rows x (N, I). */
 void ds_seq_map_rows(const Map *map, const float *x, int64_t rows, float *y) {
     ds_seq_kernels()->map_rows(map, x, rows, y);
+}
+
+/* Encode sources: tokens (A, S), states (A, S, D), zero at padding. The scratch has room for as many
+   rows as the longest source has tokens, and MOST_ROWS. Returns 0, or -2 if a token is none. */
+int64_t ds_seq_encode(const Decoder *encoder, const State *state, const int64_t *tokens,
+                      int64_t num_sentences, float *out) {
+    const int64_t room = state->source_room, most = room > MOST_ROWS ? room : MOST_ROWS;
+    for (int64_t a = 0; a < num_sentences; a++)
+        for (int64_t t = 0; t < state->lengths[a]; t++)
+            if (tokens[a * room + t] < 0 || tokens[a * room + t] >= encoder->vocab_size) return -2;
+    for (int64_t a = 0; a < num_sentences;) {
+        int64_t count = 0, rows = 0;
+        while (a + count < num_sentences && rows + state->lengths[a + count] <= most)
+            rows += state->lengths[a + count++];
+        ds_seq_kernels()->encode(encoder, state, state->places + a, tokens, count, most, out);
+        a += count;
+    }
+    return 0;
 }

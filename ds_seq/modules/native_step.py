@@ -1,4 +1,4 @@
-"""A decoder whose step is one call into C (`native_step.c`): packed weights, tables of pointers.
+"""Stacks of layers that run as one call into C (`native_step.c`): packed weights and addresses.
 
 The operators of a step compute for microseconds each, so with few rows the calls are most of the
 time. Here weights are packed and their addresses collected once per model, and a step of all layers
@@ -20,8 +20,8 @@ from ds_seq.modules import native
 from ds_seq.modules.rms_norm import RmsNorm
 
 PANEL = 64  # the enumerations and structures of native_step.h
-_MOST_ROWS = 192
-_KINDS = {"self_attention": 0, "cross_attention": 1, "feed_forward": 2}
+MOST_ROWS = 192
+_KINDS = {"self_attention": 0, "cross_attention": 1, "feed_forward": 2, "source_attention": 3}
 ACTIVATIONS = {
     "relu": (1, False),
     "relu_squared": (2, False),
@@ -75,9 +75,10 @@ class _Decoder(ctypes.Structure):
 
 
 class StepBody(NamedTuple):
-    """A sub-layer of a decoder and its residual."""
+    """A sub-layer and its residual."""
 
-    kind: Literal["self_attention", "cross_attention", "feed_forward"]
+    kind: Literal["self_attention", "cross_attention", "feed_forward", "source_attention"]
+    """`self_attention` is that of a decoder, to earlier tokens, `source_attention` an encoder's."""
     pre_norm: bool
     """Whether the norm is that of its input; else that of the sum."""
     norm: nn.Module
@@ -123,8 +124,8 @@ class NativeMap:
         return y
 
 
-class NativeDecoder:
-    """All layers of a decoder, packed; see `serves` for what they may consist of.
+class NativeStack:
+    """All layers of an encoder or decoder, packed; `ds_seq.models.native_decoder` makes it.
 
     Args:
         table: embeddings (V, D).
@@ -161,7 +162,8 @@ class NativeDecoder:
         widest = max(body.first.out_features for body in bodies)
         attended = max(body.second.in_features for body in bodies)
         self.address = ctypes.byref(self.table)
-        self.scratch_size = _MOST_ROWS * (self.width + widest + attended)
+        self.row_size = self.width + widest + attended
+        """Numbers per row of the room that the kernels work in."""
         self.num_weights = sum(each.table.inputs * each.outputs for each in self._maps.values())
 
     def _entry(self, body: StepBody) -> _Body:

@@ -221,15 +221,16 @@ INLINE void attend_to(const float *query, const float *keys, const float *values
     }
 }
 
-/* A range of sentences, each of `width` hypotheses. */
+/* A range of sentences: each of `width` hypotheses, or the tokens of their sources. */
 typedef struct {
     const State *state;
     const int64_t *places;
-    int64_t num_sentences, width;
-    float *attended, *scores;
+    int64_t num_sentences, width, num_rows;
+    float *entered, *inner, *attended, *scores; /* room for rows; for the weights of one query */
 } Part;
 
-/* Attention of rows (N, stride), which begin with the queries, to `memory`. */
+/* Attention of rows (N, stride), which begin with the queries, to `memory`, or in a source to the
+   keys and values that follow the queries. */
 static void attend(const Part *part, const Body *body, const float *memory, const float *rows,
                    int64_t stride) {
     const State *state = part->state;
@@ -237,26 +238,29 @@ static void attend(const Part *part, const Body *body, const float *memory, cons
     const int64_t of_queries = body->num_heads * body->head_width;
     const int64_t group = body->num_heads / body->num_shared, width = body->head_width;
     const float factor = 1.0f / sqrtf((float)width);
-    const int is_self = body->kind == SELF_ATTENTION;
+    const int is_self = body->kind == SELF_ATTENTION, is_within = body->kind == SOURCE_ATTENTION;
+    const int64_t room = is_self ? state->room : state->source_room;
+    const int64_t step = is_within ? stride : 2 * of_keys;
     float *out = part->attended;
     for (int64_t a = 0; a < part->num_sentences; a++) {
         const int64_t place = part->places[a];
-        const float *keys = memory + place * (is_self ? state->room : state->source_room) * 2 * of_keys;
+        const float *keys = is_within ? rows + of_queries : memory + place * room * step;
         const int64_t count = is_self ? state->length + 1 : state->lengths[place];
-        for (int64_t k = 0; k < part->width; k++, rows += stride, out += of_queries) {
+        const int64_t queries = is_within ? count : part->width;
+        for (int64_t k = 0; k < queries; k++, rows += stride, out += of_queries) {
             const int32_t *slots = state->counting;
             if (is_self) slots = state->paths + (place * state->beam + k) * state->most_steps;
             for (int64_t h = 0; h < body->num_heads; h++) {
                 const float *key = keys + h / group * width, *query = rows + h * width;
                 float *head = out + h * width;
                 if (width == 64)
-                    attend_to(query, key, key + of_keys, slots, count, 2 * of_keys, 64, factor,
+                    attend_to(query, key, key + of_keys, slots, count, step, 64, factor,
                               part->scores, head);
                 else if (width == 32)
-                    attend_to(query, key, key + of_keys, slots, count, 2 * of_keys, 32, factor,
+                    attend_to(query, key, key + of_keys, slots, count, step, 32, factor,
                               part->scores, head);
                 else
-                    attend_to(query, key, key + of_keys, slots, count, 2 * of_keys, width, factor,
+                    attend_to(query, key, key + of_keys, slots, count, step, width, factor,
                               part->scores, head);
             }
         }
@@ -278,10 +282,10 @@ static void remember(const Part *part, const Body *body, float *memory, const fl
         }
 }
 
-/* What a sub-layer makes of rows x (N, D), in place; `inner` has room for its first map. */
-static void apply(const Part *part, const Body *body, float *memory, float *x, float *entered,
-                  float *inner) {
-    const int64_t rows = part->num_sentences * part->width, width = body->second.outputs;
+/* What a sub-layer makes of rows x (N, D), in place. */
+static void apply(const Part *part, const Body *body, float *memory, float *x) {
+    float *entered = part->entered, *inner = part->inner;
+    const int64_t rows = part->num_rows, width = body->second.outputs;
     const int64_t wide = body->first.outputs, narrow = body->second.inputs;
     const int is_relu = body->kind == FEED_FORWARD && body->activation == RELU && !body->is_gated;
     const Ending first = {is_relu, 0, 0.0f}, last = {0, x, (float)body->carry};
@@ -298,35 +302,68 @@ static void apply(const Part *part, const Body *body, float *memory, float *x, f
     if (!body->pre_norm) normalize(&body->norm, x, x, rows, width);
 }
 
-static void embed(const Decoder *decoder, const State *state, const int64_t *tokens, int64_t rows,
-                  float *x) {
+/* Embedded tokens (N, D) of one position. */
+static void embed(const Decoder *decoder, const float *position, const int64_t *tokens,
+                  int64_t rows, float *x) {
     const int64_t width = decoder->width;
-    const float *position = state->positions ? state->positions + state->length * width : 0;
     for (int64_t n = 0; n < rows; n++)
         for (int64_t i = 0; i < width; i += LANES) {
             const Lanes y = load(decoder->table + tokens[n] * width + i) * (float)decoder->scale;
             store(x + n * width + i, position ? y + load(position + i) : y);
         }
-    if (decoder->embedding_norm.kind) normalize(&decoder->embedding_norm, x, x, rows, width);
 }
 
-/* The step of at most MOST_ROWS rows; states `out` (N, D). */
-void NAME(step)(const Decoder *decoder, const State *state, const int64_t *places,
-                const int64_t *tokens, int64_t num_sentences, int64_t width, float *out) {
-    const int64_t rows = num_sentences * width;
+/* All layers, with what stands before and behind them, for embedded tokens x (N, D), in place.
+   There is room for most_rows rows in `scratch`. */
+static void apply_all(Part *part, const Decoder *decoder, float *x, float *scratch,
+                      int64_t most_rows) {
+    const int64_t rows = part->num_rows, width = decoder->width;
     int64_t widest = 0, most_attended = 0;
     for (int64_t i = 0; i < decoder->num_bodies; i++) {
         const Body *body = decoder->bodies + i;
         if (body->first.outputs > widest) widest = body->first.outputs;
         if (body->second.inputs > most_attended) most_attended = body->second.inputs;
     }
-    float *entered = state->scratch, *inner = entered + MOST_ROWS * decoder->width;
-    float *attended = inner + MOST_ROWS * widest, *scores = attended + MOST_ROWS * most_attended;
-    const Part part = {state, places, num_sentences, width, attended, scores};
-    embed(decoder, state, tokens, rows, out);
+    part->entered = scratch;
+    part->inner = part->entered + most_rows * width;
+    part->attended = part->inner + most_rows * widest;
+    part->scores = part->attended + most_rows * most_attended;
+    if (decoder->embedding_norm.kind) normalize(&decoder->embedding_norm, x, x, rows, width);
+    float *const *memory = part->state->memory;
     for (int64_t i = 0; i < decoder->num_bodies; i++)
-        apply(&part, decoder->bodies + i, state->memory[i], out, entered, inner);
-    if (decoder->final_norm.kind) normalize(&decoder->final_norm, out, out, rows, decoder->width);
+        apply(part, decoder->bodies + i, memory ? memory[i] : 0, x);
+    if (decoder->final_norm.kind) normalize(&decoder->final_norm, x, x, rows, width);
+}
+
+/* The step of at most MOST_ROWS rows; states `out` (N, D). */
+void NAME(step)(const Decoder *decoder, const State *state, const int64_t *places,
+                const int64_t *tokens, int64_t num_sentences, int64_t width, float *out) {
+    const int64_t rows = num_sentences * width;
+    const float *positions = state->positions;
+    Part part = {state, places, num_sentences, width, rows, 0, 0, 0, 0};
+    embed(decoder, positions ? positions + state->length * decoder->width : 0, tokens, rows, out);
+    apply_all(&part, decoder, out, state->scratch, MOST_ROWS);
+}
+
+/* Encode sources with at most `most_rows` tokens together, given tokens (places, S); states `out`
+   (places, S, D), zero at padding. */
+void NAME(encode)(const Decoder *encoder, const State *state, const int64_t *places,
+                  const int64_t *tokens, int64_t num_sentences, int64_t most_rows, float *out) {
+    const int64_t width = encoder->width, room = state->source_room;
+    float *x = state->scratch, *rest = x + most_rows * width, *row = x;
+    for (int64_t a = 0; a < num_sentences; a++)
+        for (int64_t t = 0; t < state->lengths[places[a]]; t++, row += width)
+            embed(encoder, state->positions ? state->positions + t * width : 0,
+                  tokens + places[a] * room + t, 1, row);
+    Part part = {state, places, num_sentences, 0, (row - x) / width, 0, 0, 0, 0};
+    apply_all(&part, encoder, x, rest, most_rows);
+    for (int64_t a = 0; a < num_sentences; a++) {
+        const int64_t size = state->lengths[places[a]] * width;
+        float *to = out + places[a] * room * width;
+        memcpy(to, x, (size_t)size * sizeof(float));
+        memset(to + size, 0, (size_t)(room * width - size) * sizeof(float));
+        x += size;
+    }
 }
 
 void NAME(map_rows)(const Map *map, const float *x, int64_t rows, float *y) {

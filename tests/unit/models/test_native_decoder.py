@@ -75,6 +75,18 @@ def test_a_search_in_c_is_that_of_the_operators(build, form):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_an_encoder_in_c_is_that_of_the_operators(build, form):
+    model = build(**{**WIDE, **form, "encoder_repeats": 2, "max_positions": 256}).eval()
+    batches = sources([5, 1, 9, 3]), sources([200, 3, 40, 1])  # one more than fits a call's room
+    expected = [model.encode(*each).hidden * each[1][:, :, None] for each in batches]
+    pack_weights(model)
+    assert model._native_encoder is not None
+    for batch, states in zip(batches, expected, strict=True):
+        torch.testing.assert_close(model.encode(*batch).hidden, states, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("beam", [1, 4])
 def test_company_does_not_change_a_digit(build, beam):
     model = build(**WIDE).eval()
