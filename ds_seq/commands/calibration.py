@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from ds_seq.commands.arguments.calibration import MEASURED_TOKENS
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import translate
@@ -31,6 +31,30 @@ class ScoredText(NamedTuple):
     reference: list[str]
 
 
+class TextFiles(NamedTuple):
+    """Files of text for `prune_experts` and `prune_heads`."""
+
+    calibration: str
+    """Raw text of the sources on which parts are measured."""
+    calibration_target: str | None = None
+    """Its translation; None: the model's own translation."""
+    input: str | None = None
+    """Raw text to score on, with `reference`; None: `data.raw.test`."""
+    reference: str | None = None
+    """Its reference."""
+
+
+class MeasuredPairs(NamedTuple):
+    """Pairs on which the use of experts is measured before they are merged."""
+
+    data: Path
+    """Folder of shards made with the model's vocabulary."""
+    split: str = "train"
+    """Split of the shards."""
+    num_tokens: int = MEASURED_TOKENS
+    """Number of target tokens, approximately, evenly spread."""
+
+
 class Texts(NamedTuple):
     """The texts that a command reads."""
 
@@ -39,8 +63,8 @@ class Texts(NamedTuple):
     scored: ScoredText
 
 
-def read_texts(options: argparse.Namespace, card: ModelCard) -> Texts:
-    """Read what `--calibration`, `--calibration-target`, `--input` and `--reference` name.
+def read_texts(options: TextFiles, card: ModelCard) -> Texts:
+    """Read the files of texts.
 
     Raises:
         UserError: a file is missing, has no text, or does not belong to another one.
@@ -52,7 +76,7 @@ def read_texts(options: argparse.Namespace, card: ModelCard) -> Texts:
     if options.calibration_target is not None:
         target = read_lines(options.calibration_target)
         check_counts(calibration, options.calibration, target, options.calibration_target)
-    scored = read_scored(options)
+    scored = read_scored(options.input, options.reference)
     if scored is None:
         if not card.test:
             raise UserError("data.raw.test: is empty; give --input FILE and --reference FILE")
@@ -61,17 +85,17 @@ def read_texts(options: argparse.Namespace, card: ModelCard) -> Texts:
     return Texts(calibration, target, scored)
 
 
-def read_scored(options: argparse.Namespace) -> ScoredText | None:
+def read_scored(input: str | None, reference: str | None) -> ScoredText | None:
     """Read what `--input` and `--reference` name; None if they are not given.
 
     Raises:
         UserError: only one is given, a file is missing, or they do not belong together.
     """
-    if (options.input is None) != (options.reference is None):
+    if (input is None) != (reference is None):
         raise UserError("--input, --reference: belong together; give both or neither")
-    if options.input is None:
+    if input is None or reference is None:
         return None
-    return _not_empty(ScoredText(*read_parallel(options.input, options.reference)))
+    return _not_empty(ScoredText(*read_parallel(input, reference)))
 
 
 def _not_empty(text: ScoredText) -> ScoredText:
@@ -90,15 +114,20 @@ def check_has_experts(stored: StoredRun | LoadedRun, name: Path, option: str) ->
         raise UserError(f"{name}: is a dense model without experts to merge; leave out {option}")
 
 
-def measured_pairs(options: argparse.Namespace, stored: StoredRun | LoadedRun) -> Sample:
-    """Return the pairs that `--data`, `--split` and `--max-tokens-measured` name.
+def measured_pairs(measured: MeasuredPairs, run: Path, stored: StoredRun | LoadedRun) -> Sample:
+    """Return the pairs on which a model is measured.
+
+    Args:
+        measured: where they are.
+        run: what the user calls the model.
+        stored: the model.
 
     Raises:
         UserError: the shards are missing or damaged, or belong to another model.
     """
-    reader = open_for_model(options.data, options.split, options.run, stored)
-    pairs = pairs_as_trained(reader, options.split, stored)
-    return spread_sample(pairs, options.max_tokens_measured)
+    reader = open_for_model(measured.data, measured.split, run, stored)
+    pairs = pairs_as_trained(reader, measured.split, stored)
+    return spread_sample(pairs, measured.num_tokens)
 
 
 def encoded_pairs(run: LoadedRun, texts: Texts, device: torch.device) -> list[Ids]:

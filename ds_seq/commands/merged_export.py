@@ -11,6 +11,7 @@ import torch
 from ds_seq import distributed
 from ds_seq.commands.arguments.shared import chosen_layers
 from ds_seq.commands.calibration import (
+    MeasuredPairs,
     ScoredText,
     bleu,
     check_has_experts,
@@ -43,13 +44,16 @@ def merged_export(options: argparse.Namespace) -> Path:
     """
     _check(options)
     check_new(options.out)
-    text = read_scored(options)
+    text = read_scored(options.input, options.reference)
     stored = open_run(options.run, options.checkpoint)
     experiment = stored.require_experiment()
     check_has_experts(stored, options.run, _OPTION)
     config = student_config(experiment, all_layers(experiment.model), dense=True)
     folder = FolderExport(options.run, stored, config, options.format, options.out)
-    sample = None if options.data is None else measured_pairs(options, stored)
+    sample = None
+    if options.data is not None:
+        measured = MeasuredPairs(options.data, options.split, options.max_tokens_measured)
+        sample = measured_pairs(measured, options.run, stored)
     scorer = None if text is None else Scorer(stored.card.target_lang)
     distributed.keep_freed_memory()
     device = distributed.World().device

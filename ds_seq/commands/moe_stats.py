@@ -11,8 +11,9 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,23 +33,88 @@ from ds_seq.reports.metrics import LossSums, layer_figures, load_panel, load_tab
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.data import open_for_model, pairs_as_trained
-from ds_seq.runs.open import load_run
+from ds_seq.runs.open import load_run, parse_device
 from ds_seq.text.lines import check_writable
 from ds_seq.text.tokenizer import Tokenizer
 
 _ALL, _UNTAGGED = "all sentences", "without a tag"
 
 
-class _Measured(NamedTuple):
-    """Routing figures of a group of sentences."""
+@dataclass(frozen=True)
+class LayerLoad:
+    """How a layer spreads tokens over its E experts.
+
+    Attributes:
+        name: name of the layer, such as `encoder 1`.
+        load: (E,) share of the choices of each expert; the sum is 1.
+        figures: other figures by name, such as `entropy` (of routers, in nats) and `load_cv`.
+    """
+
+    name: str
+    load: NDArray[np.float64]
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class GroupLoads:
+    """Routing figures of a group of sentences.
+
+    Attributes:
+        name: language tag of the group, or `all sentences`.
+        figures: sums of the whole group, see `ds_seq.reports.metrics.LossSums.reduce`.
+        names: names of the layers with experts.
+    """
 
     name: str
     figures: dict[str, Any]
-    """Result of `LossSums.reduce`."""
+    names: list[str]
+
+    @property
+    def sentences(self) -> int:
+        """Number of sentence pairs."""
+        return int(self.figures["sentences"])
+
+    @property
+    def target_tokens(self) -> int:
+        """Number of target tokens."""
+        return int(self.figures["tokens"])
+
+    @property
+    def layers(self) -> list[LayerLoad]:
+        """Loads of the layers with experts."""
+        found = layer_figures(self.figures)
+        known = self.names if len(self.names) == len(found) else list(map(str, range(len(found))))
+        return [
+            LayerLoad(
+                name,
+                np.asarray(layer["load"], np.float64),
+                {key: float(v) for key, v in layer.items() if isinstance(v, int | float)},
+            )
+            for name, layer in zip(known, found, strict=True)
+        ]
 
     def title(self) -> str:
-        counts = (int(self.figures[key]) for key in ("sentences", "tokens"))
-        return "{}: {:,} sentence pairs, {:,} target tokens".format(self.name, *counts)
+        """Return a line with the sizes of the group."""
+        return (
+            f"{self.name}: {self.sentences:,} sentence pairs, {self.target_tokens:,} target tokens"
+        )
+
+
+@dataclass(frozen=True)
+class ExpertLoads:
+    """How a model spreads the tokens of a text over its experts.
+
+    Attributes:
+        source: checkpoint of the model.
+        split: split of the shards.
+        whole: loads over all sentences.
+        languages: loads by language; empty if sentences have no tags.
+    """
+
+    source: Path
+    split: str
+    whole: GroupLoads
+    languages: list[GroupLoads]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,21 +122,49 @@ def main(argv: Sequence[str]) -> int:
     args = build_parser().parse_intermixed_args(argv)
     _check_arguments(args)
     distributed.keep_freed_memory()
-    device = distributed.discover(os.environ).device
-    run = load_run(args.run, args.checkpoint, device)
-    names = layer_names(run.model)
-    if not names:
-        raise UserError(f"{args.run}: is a dense model; moe-stats needs one with experts")
-    reader = open_for_model(args.data, args.split, args.run, run)
-    dataset, groups = examples_by_language(run, reader, args.split)
-    measured = _measure(run, dataset, groups, args.max_batches, device)
+    chosen = {"checkpoint": args.checkpoint, "max_batches": args.max_batches}
+    found = expert_loads(args.run, args.data, split=args.split, **chosen)
     if args.out is not None:
-        _draw(args.out, measured, names)
+        _draw(args.out, found)
     if args.json:
-        print(json.dumps(_record(run, args.split, measured, names), indent=1))
+        print(json.dumps(_record(found), indent=1))
     else:
-        print(_text(run, measured, names))
+        print(_text(found))
     return 0
+
+
+def expert_loads(
+    run: str | Path,
+    data: str | Path,
+    *,
+    split: str = "valid",
+    checkpoint: str = "best",
+    max_batches: int | None = None,
+    device: str | torch.device | None = None,
+) -> ExpertLoads:
+    """Measure how a model spreads the tokens of a text over its experts, like `ds-seq moe-stats`.
+
+    Args:
+        run: run folder or export, of a model with experts.
+        data: folder of shards made with its vocabulary.
+        split: split of the shards.
+        checkpoint: `best`, `last`, the name of a checkpoint or a path.
+        max_batches: batches to measure, spread over all lengths; None: all.
+        device: device such as `cpu` or `cuda:1`; None: a GPU if there is one.
+
+    Raises:
+        UserError: the model has no experts, or the shards are missing or belong to another model.
+    """
+    place = distributed.discover(os.environ).device if device is None else parse_device(str(device))
+    loaded = load_run(Path(run), checkpoint, place)
+    names = layer_names(loaded.model)
+    if not names:
+        raise UserError(f"{run}: is a dense model; moe-stats needs one with experts")
+    reader = open_for_model(data, split, run, loaded)
+    dataset, groups = examples_by_language(loaded, reader, split)
+    measured = _measure(loaded, dataset, groups, max_batches, place)
+    whole, *languages = [GroupLoads(name, figures, names) for name, figures in measured.items()]
+    return ExpertLoads(Path(loaded.source), split, whole, languages)
 
 
 def examples_by_language(
@@ -126,8 +220,8 @@ def _measure(
     groups: dict[str, NDArray[np.int64]],
     max_batches: int | None,
     device: torch.device,
-) -> list[_Measured]:
-    """Run the model on each group; the first result covers all sentences."""
+) -> dict[str, dict[str, Any]]:
+    """Run the model on each group; the first of the figures are of all sentences."""
     symbols = run.tokenizers.symbols
     batches = {name: _batches(run, dataset, places, max_batches) for name, places in groups.items()}
     total, parts = LossSums(), {name: LossSums() for name in groups}
@@ -139,9 +233,9 @@ def _measure(
                 for sink in (total, sums):
                     sink.add({}, output.moe_stats, batch)
                 progress(1)
-    measured = [_Measured(_ALL, dict(total.reduce()))]
+    measured = {_ALL: dict(total.reduce())}
     if len(parts) > 1:
-        measured += [_Measured(name, dict(sums.reduce())) for name, sums in parts.items()]
+        measured |= {name: dict(sums.reduce()) for name, sums in parts.items()}
     return measured
 
 
@@ -159,41 +253,36 @@ def _batches(
     return [batches[int(place)] for place in spread]
 
 
-def _text(run: LoadedRun, measured: Sequence[_Measured], names: Sequence[str]) -> str:
-    blocks = [f"{run.source}"]
-    for group in measured:
-        figures = group.figures
-        blocks.append(
-            f"{group.title()}\n{load_table(figures, names)}\n\n{router_table(figures, names)}"
-        )
+def _text(found: ExpertLoads) -> str:
+    blocks = [f"{found.source}"]
+    for group in (found.whole, *found.languages):
+        tables = load_table(group.figures, group.names), router_table(group.figures, group.names)
+        blocks.append("{}\n{}\n\n{}".format(group.title(), *tables))
     return "\n\n".join(blocks)
 
 
-def _record(
-    run: LoadedRun, split: str, measured: Sequence[_Measured], names: Sequence[str]
-) -> dict[str, Any]:
+def _record(found: ExpertLoads) -> dict[str, Any]:
     """Return the figures for JSON output."""
 
-    def group(figures: dict[str, Any]) -> dict[str, Any]:
-        layers = layer_figures(figures)
-        known = names if len(names) == len(layers) else [str(index) for index in range(len(layers))]
+    def group(group: GroupLoads) -> dict[str, Any]:
+        layers = zip(group.layers, layer_figures(group.figures), strict=True)
         return {
-            "sentences": int(figures["sentences"]),
-            "target_tokens": int(figures["tokens"]),
-            "layers": [{"name": name, **layer} for name, layer in zip(known, layers, strict=True)],
+            "sentences": group.sentences,
+            "target_tokens": group.target_tokens,
+            "layers": [{"name": layer.name, **figures} for layer, figures in layers],
         }
 
-    whole, *parts = measured
     return {
-        "checkpoint": str(run.source),
-        "split": split,
-        **group(whole.figures),
-        "languages": {part.name: group(part.figures) for part in parts},
+        "checkpoint": str(found.source),
+        "split": found.split,
+        **group(found.whole),
+        "languages": {part.name: group(part) for part in found.languages},
     }
 
 
-def _draw(path: Path, measured: Sequence[_Measured], names: Sequence[str]) -> None:
-    panels = [load_panel(group.title(), group.figures, names) for group in measured]
+def _draw(path: Path, found: ExpertLoads) -> None:
+    groups = (found.whole, *found.languages)
+    panels = [load_panel(group.title(), group.figures, group.names) for group in groups]
     save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
 
 

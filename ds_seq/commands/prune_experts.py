@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.commands.arguments.prune_experts import build_parser
-from ds_seq.commands.calibration import bleu, encoded_pairs, read_texts
+from ds_seq.commands.calibration import TextFiles, bleu, encoded_pairs, read_texts
+from ds_seq.names import Precision
 from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.open import DTYPES, load_run
-from ds_seq.scores.scoring import Scorer
+from ds_seq.scores.scoring import CorpusScore, Scorer
 from ds_seq.surgery.prune import best_experts, importance, parse_keep, prune
+
+
+@dataclass(frozen=True)
+class PrunedExperts:
+    """A model with fewer experts that was written.
+
+    Attributes:
+        path: its weights file.
+        importance: (E,) importance of each expert, by name of the layer.
+        kept: experts that are kept, by name of the layer.
+        num_parameters: number of parameters before and after.
+        before: BLEU with all experts.
+        after: BLEU of the smaller model.
+    """
+
+    path: Path
+    importance: dict[str, Tensor]
+    kept: dict[str, list[int]]
+    num_parameters: tuple[int, int]
+    before: CorpusScore
+    after: CorpusScore
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,30 +47,64 @@ def main(argv: Sequence[str]) -> int:
     options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
-    device = distributed.World().device
-    run = load_run(options.run, options.checkpoint, device, torch.float32)
-    experiment = run.require_experiment()
-    keep = parse_keep(options.keep, run.model, experiment)
-    texts = read_texts(options, run.card)
-    scorer = Scorer(run.card.target_lang)
-    pairs = encoded_pairs(run, texts, device)
-    limits = run_decoding([run], run.card.generation).limits
-    expert_importance = importance(run.model, pairs, run.tokenizers.symbols, limits, device)
-    kept = best_experts(expert_importance, keep)
-    smaller, config = prune(run.model, experiment, run.tokenizers.sizes, kept)
-    before = bleu(run, texts.scored, scorer, device, "translate, all experts")
-    smaller.to(device)
-    pruned = LoadedRun(run.card, config.model, smaller, options.out, config)
-    after = bleu(pruned, texts.scored, scorer, device, "translate, pruned")
-    smaller.to("cpu", DTYPES[options.dtype])
-    path = write_export(smaller, config, run.tokenizers, options.out)
-    print("\n".join(_report(expert_importance, kept)))
-    old, new = (sum(p.numel() for p in model.parameters()) for model in (run.model, smaller))
+    texts = TextFiles(
+        options.calibration, options.calibration_target, options.input, options.reference
+    )
+    chosen = {"checkpoint": options.checkpoint, "dtype": options.dtype}
+    done = prune_experts(options.run, options.out, options.keep, texts, **chosen)
+    print("\n".join(_report(done.importance, done.kept)))
+    old, new = done.num_parameters
     print(f"parameters  {old:,} -> {new:,} ({100 * (new - old) / old:+.1f}%)")
-    for score, label in ((before, "before"), (after, "after")):
+    for score, label in ((done.before, "before"), (done.after, "after")):
         print(f"{label:10}  {score}")
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    print(f"{done.path}: {done.path.stat().st_size / 1e6:,.1f} MB")
     return 0
+
+
+def prune_experts(
+    run: str | Path,
+    out: str | Path,
+    keep: str,
+    texts: TextFiles,
+    *,
+    checkpoint: str = "best",
+    dtype: Precision = "fp32",
+) -> PrunedExperts:
+    """Drop the experts that matter least for a kind of text, like `ds-seq prune-experts`.
+
+    Args:
+        run: run folder or export, of a model with experts.
+        out: new file, if its name ends in `.safetensors`, or folder.
+        keep: number of experts to keep in each layer, such as `4`, or one for each: `4,2,4`.
+        texts: files of text to measure and to score on.
+        checkpoint: `best`, `last`, the name of a checkpoint or a path.
+        dtype: number format of the weights.
+
+    Raises:
+        UserError: `out` exists, the model has no experts or fewer, or a text is missing.
+    """
+    out = Path(out)
+    check_new(out)
+    device = distributed.World().device
+    loaded = load_run(Path(run), checkpoint, device, torch.float32)
+    experiment = loaded.require_experiment()
+    counts = parse_keep(keep, loaded.model, experiment)
+    read = read_texts(texts, loaded.card)
+    scorer = Scorer(loaded.card.target_lang)
+    pairs = encoded_pairs(loaded, read, device)
+    limits = run_decoding([loaded], loaded.card.generation).limits
+    symbols = loaded.tokenizers.symbols
+    found = importance(loaded.model, pairs, symbols, limits, device)
+    kept = best_experts(found, counts)
+    smaller, config = prune(loaded.model, experiment, loaded.tokenizers.sizes, kept)
+    before = bleu(loaded, read.scored, scorer, device, "translate, all experts")
+    smaller.to(device)
+    pruned = LoadedRun(loaded.card, config.model, smaller, out, config)
+    after = bleu(pruned, read.scored, scorer, device, "translate, pruned")
+    smaller.to("cpu", DTYPES[dtype])
+    path = write_export(smaller, config, loaded.tokenizers, out)
+    old, new = (sum(p.numel() for p in model.parameters()) for model in (loaded.model, smaller))
+    return PrunedExperts(path, dict(found), dict(kept), (old, new), before, after)
 
 
 def _report(importance: Mapping[str, Tensor], kept: Mapping[str, list[int]]) -> Iterator[str]:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.commands.arguments.prune_heads import build_parser
-from ds_seq.commands.calibration import bleu, encoded_pairs, read_texts
+from ds_seq.commands.calibration import TextFiles, bleu, encoded_pairs, read_texts
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
-from ds_seq.names import CONFIG_FILE, EXPORT_SUFFIX
+from ds_seq.names import CONFIG_FILE, EXPORT_SUFFIX, Precision
 from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.open import DTYPES, load_run, open_run
-from ds_seq.scores.scoring import Scorer
+from ds_seq.scores.scoring import CorpusScore, Scorer
 from ds_seq.surgery.heads import (
     AttentionOfLayer,
     Groups,
@@ -27,74 +28,134 @@ from ds_seq.surgery.heads import (
     head_importance,
     keep_number,
     prunable,
-    prune_heads,
 )
+from ds_seq.surgery.heads import prune_heads as without_heads
 from ds_seq.surgery.student import fine_tuning
+
+
+@dataclass(frozen=True)
+class PrunedHeads:
+    """A model with fewer attention heads that was written.
+
+    Attributes:
+        path: its weights file.
+        model: section of the model before.
+        importance: importance of each group of heads that share keys and values, by attention.
+        kept: groups that are kept, by attention.
+        num_parameters: number of parameters before and after.
+        before: BLEU with all heads.
+        after: BLEU of the smaller model.
+    """
+
+    path: Path
+    model: TransformerConfig
+    importance: dict[AttentionOfLayer, Tensor]
+    kept: Groups
+    num_parameters: tuple[int, int]
+    before: CorpusScore
+    after: CorpusScore
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq prune-heads`; return the exit code."""
     options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
-    model = prunable(open_run(options.run, options.checkpoint).require_experiment(), options.run)
-    _check_amount(options, model)
     distributed.keep_freed_memory()
-    device = distributed.World().device
-    run = load_run(options.run, options.checkpoint, device, torch.float32)
-    experiment = run.require_experiment()
-    texts = read_texts(options, run.card)
-    scorer = Scorer(run.card.target_lang)
-    pairs = encoded_pairs(run, texts, device)
-    limits = run_decoding([run], run.card.generation).limits
-    symbols = run.tokenizers.symbols
-    importance = head_importance(run.model, model, pairs, symbols, limits, device)
-    kept = _chosen(options, model, importance)
-    smaller, config = prune_heads(run.model, experiment, run.tokenizers.sizes, kept)
-    config = fine_tuning(config, options.out)
-    before = bleu(run, texts.scored, scorer, device, "translate, all heads")
-    smaller.to(device)
-    pruned = LoadedRun(run.card, config.model, smaller, options.out, config)
-    after = bleu(pruned, texts.scored, scorer, device, "translate, pruned")
-    smaller.to("cpu", DTYPES[options.dtype])
-    path = write_export(smaller, config, run.tokenizers, options.out)
-    print("\n".join(_report(model, importance, kept)))
-    old, new = (sum(p.numel() for p in each.parameters()) for each in (run.model, smaller))
+    texts = TextFiles(
+        options.calibration, options.calibration_target, options.input, options.reference
+    )
+    amount = options.keep if options.fraction is None else options.fraction
+    chosen = {"checkpoint": options.checkpoint, "dtype": options.dtype}
+    done = prune_heads(options.run, options.out, amount, texts, **chosen)
+    print("\n".join(_report(done.model, done.importance, done.kept)))
+    old, new = done.num_parameters
     print(f"parameters  {old:,} -> {new:,} ({100 * (new - old) / old:+.1f}%)")
-    for score, label in ((before, "before"), (after, "after")):
+    for score, label in ((done.before, "before"), (done.after, "after")):
         print(f"{label:10}  {score}")
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    print(f"{done.path}: {done.path.stat().st_size / 1e6:,.1f} MB")
     if options.out.suffix != EXPORT_SUFFIX:
         print(f"fine-tune:  ds-seq train {shlex.quote(str(options.out / CONFIG_FILE))}")
     return 0
 
 
-def _check_amount(options: argparse.Namespace, model: TransformerConfig) -> None:
+def prune_heads(
+    run: str | Path,
+    out: str | Path,
+    amount: int | float,
+    texts: TextFiles,
+    *,
+    checkpoint: str = "best",
+    dtype: Precision = "fp32",
+) -> PrunedHeads:
+    """Cut out the attention heads that matter least for a text, like `ds-seq prune-heads`.
+
+    Michel et al., 2019, "Are Sixteen Heads Really Better than One?", arXiv:1905.10650.
+
+    Args:
+        run: run folder or export.
+        out: new file, if its name ends in `.safetensors`, or folder, whose `config.yaml` is the
+            experiment of the fine-tuning.
+        amount: number of heads to keep in each attention, if it is an `int`; a `float` is the
+            share of all heads to cut out.
+        texts: files of text to measure and to score on.
+        checkpoint: `best`, `last`, the name of a checkpoint or a path.
+        dtype: number format of the weights.
+
+    Raises:
+        UserError: `out` exists, the model has no such heads, or a text is missing.
+    """
+    run, out = Path(run), Path(out)
+    check_new(out)
+    model = prunable(open_run(run, checkpoint).require_experiment(), run)
+    _check_amount(amount, run, model)
+    device = distributed.World().device
+    loaded = load_run(run, checkpoint, device, torch.float32)
+    experiment = loaded.require_experiment()
+    read = read_texts(texts, loaded.card)
+    scorer = Scorer(loaded.card.target_lang)
+    pairs = encoded_pairs(loaded, read, device)
+    limits = run_decoding([loaded], loaded.card.generation).limits
+    symbols = loaded.tokenizers.symbols
+    importance = head_importance(loaded.model, model, pairs, symbols, limits, device)
+    kept = _chosen(amount, model, importance)
+    smaller, config = without_heads(loaded.model, experiment, loaded.tokenizers.sizes, kept)
+    config = fine_tuning(config, out)
+    before = bleu(loaded, read.scored, scorer, device, "translate, all heads")
+    smaller.to(device)
+    pruned = LoadedRun(loaded.card, config.model, smaller, out, config)
+    after = bleu(pruned, read.scored, scorer, device, "translate, pruned")
+    smaller.to("cpu", DTYPES[dtype])
+    path = write_export(smaller, config, loaded.tokenizers, out)
+    old, new = (sum(p.numel() for p in each.parameters()) for each in (loaded.model, smaller))
+    return PrunedHeads(path, model, dict(importance), kept, (old, new), before, after)
+
+
+def _check_amount(amount: int | float, run: Path, model: TransformerConfig) -> None:
     """Refuse numbers of heads that no attention can keep."""
-    if options.fraction is not None:
-        if not 0.0 < options.fraction < 1.0:
-            raise UserError(f"--fraction {options.fraction:g}: must be above 0 and below 1")
+    if isinstance(amount, float):
+        if not 0.0 < amount < 1.0:
+            raise UserError(f"--fraction {amount:g}: must be above 0 and below 1")
         return
     sharing = model.head_counts(model.d_model).sharing
-    if options.keep > model.num_heads:
+    if amount < 1:
+        raise UserError(f"--keep {amount}: at least 1 head is needed")
+    if amount > model.num_heads:
         raise UserError(
-            f"--keep {options.keep}: an attention of {options.run} has {model.num_heads} heads; "
-            "keep fewer"
+            f"--keep {amount}: an attention of {run} has {model.num_heads} heads; keep fewer"
         )
-    if options.keep % sharing:
+    if amount % sharing:
         raise UserError(
-            f"--keep {options.keep}: {sharing} heads share keys and values (model.num_kv_heads "
+            f"--keep {amount}: {sharing} heads share keys and values (model.num_kv_heads "
             f"{model.num_kv_heads}); keep a multiple of {sharing}"
         )
 
 
 def _chosen(
-    options: argparse.Namespace,
-    model: TransformerConfig,
-    importance: Mapping[AttentionOfLayer, Tensor],
+    amount: int | float, model: TransformerConfig, importance: Mapping[AttentionOfLayer, Tensor]
 ) -> Groups:
-    if options.fraction is not None:
-        return drop_fraction(importance, options.fraction)
-    return keep_number(importance, options.keep // model.head_counts(model.d_model).sharing)
+    if isinstance(amount, float):
+        return drop_fraction(importance, amount)
+    return keep_number(importance, amount // model.head_counts(model.d_model).sharing)
 
 
 def _report(

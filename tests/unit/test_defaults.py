@@ -23,6 +23,11 @@ PACKAGE = Path(ds_seq.__file__).parent
 # Names that mean something else than the option of that name, by file and name.
 OTHER_MEANINGS = {
     ("api/models.py", "checkpoint"): "of the model that is loaded, not of a teacher",
+    ("commands/make_student.py", "checkpoint"): "as in api/models.py",
+    ("commands/moe_stats.py", "checkpoint"): "as in api/models.py",
+    ("commands/prune_experts.py", "checkpoint"): "as in api/models.py",
+    ("commands/prune_heads.py", "checkpoint"): "as in api/models.py",
+    ("commands/serve.py", "checkpoint"): "as in api/models.py",
     ("data/sections.py", "offset"): "the section of the first pair, not a position of tokens",
     ("data/binarize.py", "workers"): "processes; the caller turns data.workers into a number",
     ("data/clean.py", "workers"): "processes; the caller turns data.workers into a number",

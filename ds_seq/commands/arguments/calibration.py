@@ -8,6 +8,8 @@ from pathlib import Path
 from ds_seq.commands.arguments.shared import CHECKPOINT_HELP, EXPORT_DTYPES
 from ds_seq.commands.parser import COUNT
 
+MEASURED_TOKENS = 100_000
+
 
 def add_texts(parser: argparse.ArgumentParser) -> None:
     """Add the texts to measure and to score on, the checkpoint and the output."""
@@ -39,5 +41,5 @@ def add_measured(parser: argparse.ArgumentParser, option: str, default: str = ""
     add("--data", type=Path, metavar="SHARDS",
         help=f"for {option}: folder of shards made with the run's vocabulary{default}")  # fmt: skip
     add("--split", default="train", help="split of --data (default: %(default)s)")
-    add("--max-tokens-measured", type=COUNT, default=100_000, metavar="N",
+    add("--max-tokens-measured", type=COUNT, default=MEASURED_TOKENS, metavar="N",
         help="measure on about N target tokens, evenly spread (default: %(default)s)")  # fmt: skip

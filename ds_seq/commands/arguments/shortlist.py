@@ -21,8 +21,13 @@ class LexiconSize(NamedTuple):
     iterations: int
     """Iterations over these pairs."""
 
+    @classmethod
+    def usual(cls) -> LexiconSize:
+        """Return what `ds-seq shortlist` takes without options."""
+        return cls(targets=100, frequent=100, pairs=100_000, iterations=5)
 
-USUAL_LEXICON = LexiconSize(targets=100, frequent=100, pairs=100_000, iterations=5)
+
+USUAL_LEXICON = LexiconSize.usual()
 
 
 def build_parser() -> CommandParser:

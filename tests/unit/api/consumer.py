@@ -50,3 +50,28 @@ def looked_at(folder: Path) -> None:
     for state, curve in zip(states, curves, strict=True):
         updates, values = curve.curve("valid/bleu", "updates")
         print(state.name, state.best_score, max(values, default=None), updates)
+
+
+def made_smaller(run: Path, out: Path, data: Path, text: Path) -> list[ds_seq.CorpusScore]:
+    student: ds_seq.MadeStudent = ds_seq.make_student(run, out / "a", {"decoder": [0, 2]})
+    dense = ds_seq.make_student(run, out / "b", merged_on=ds_seq.MeasuredPairs(data))
+    loads: ds_seq.ExpertLoads = ds_seq.expert_loads(run, data, split="valid")
+    print({layer.name: layer.load.max() for layer in loads.whole.layers}, dense.shares)
+    texts = ds_seq.TextFiles(str(text))
+    fewer: ds_seq.PrunedExperts = ds_seq.prune_experts(student.path, out / "c", "2", texts)
+    heads: ds_seq.PrunedHeads = ds_seq.prune_heads(run, out / "d", 0.25, texts)
+    return [fewer.before, heads.after]
+
+
+def imported(folder: Path, out: Path) -> float | None:
+    found: ds_seq.ImportedRun = ds_seq.import_huggingface(
+        folder, out, languages=ds_seq.Languages("en", "de"), link=True
+    )
+    return found.difference
+
+
+def served(run: Path) -> list[str]:
+    server: ds_seq.ServerApp = ds_seq.build_server(f"best={run}", f"last={run}@last")
+    names = list(server.service.models)
+    server.close()
+    return names

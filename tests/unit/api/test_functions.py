@@ -132,8 +132,48 @@ WRONG = {
     "runs": lambda lab: ds_seq.list_runs(lab / "nowhere"),
     "curves": lambda lab: ds_seq.read_curves(lab / "dense"),
     "verify": lambda lab: ds_seq.verify(lab / "nowhere"),
+    "nothing to shrink": lambda lab: ds_seq.make_student(lab / "dense", lab / "new"),
+    "no such stack": lambda lab: ds_seq.make_student(lab / "dense", lab / "new", {"middle": 1}),
+    "no such layer": lambda lab: ds_seq.make_student(lab / "dense", lab / "new", {"encoder": [9]}),
+    "dense": lambda lab: ds_seq.make_student(
+        lab / "dense", lab / "new", merged_on=ds_seq.MeasuredPairs(lab)
+    ),
+    "no experts": lambda lab: ds_seq.expert_loads(lab / "dense", lab),
+    "experts to prune": lambda lab: ds_seq.prune_experts(
+        lab / "dense", lab / "new", "1", ds_seq.TextFiles(str(lab / "src"))
+    ),
+    "heads to keep": lambda lab: ds_seq.prune_heads(
+        lab / "dense", lab / "new", 99, ds_seq.TextFiles(str(lab / "src"))
+    ),
+    "share of heads": lambda lab: ds_seq.prune_heads(
+        lab / "dense", lab / "new", 1.5, ds_seq.TextFiles(str(lab / "src"))
+    ),
+    "no folder": lambda lab: ds_seq.import_huggingface(lab / "nowhere", lab / "new"),
+    "no model": lambda lab: ds_seq.build_server(),
     "resolve": lambda lab: ds_seq.resolve(BASE, "model.d_modell=3"),
 }
+
+
+def test_a_student_is_that_of_the_command(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shrunk = ["make-student", lab / "dense", "--encoder-copy", "1", "--decoder-layers", 1]
+    printed = said(capsys, *shrunk, "--out", lab / "student" / "a")
+    made = ds_seq.make_student(lab / "dense", lab / "student" / "b", {"encoder": [1], "decoder": 1})
+    assert_same(made.path, next((lab / "student" / "a").glob("*.safetensors")))
+    assert f"{made.num_parameters[0]:,} -> {made.num_parameters[1]:,}" in printed
+    assert made.layers.of("encoder") == [1] and len(made.layers.of("decoder")) == 1
+
+
+def test_a_server_answers_without_a_port(lab: Path) -> None:
+    client = pytest.importorskip("fastapi.testclient")
+    server = ds_seq.build_server(f"one={lab / 'dense'}", f"two={lab / 'moe'}", device="cpu")
+    source = lines(lab, "src")[0]
+    try:
+        with client.TestClient(server.app) as asking:
+            answer = asking.post("/translate", json={"text": source, "model": "two"}).json()
+    finally:
+        server.close()
+    expected = ds_seq.load(lab / "moe", device="cpu").translate(source)
+    assert answer["lines"][0]["hypotheses"][0]["text"] == expected
 
 
 @pytest.mark.parametrize("name", WRONG)

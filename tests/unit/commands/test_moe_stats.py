@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ds_seq.commands.calibration import measured_pairs
+from ds_seq.commands.calibration import MeasuredPairs, measured_pairs
 from ds_seq.commands.moe_stats import languages, main
 from ds_seq.data.binarize import binarize
 from ds_seq.data.manifest import CorpusRecord
@@ -185,9 +184,9 @@ def test_tags_that_training_adds_are_as_good_as_those_in_the_text(
 
 def _measured(run: Path, data: Path) -> list[list[int]]:
     """The sources by which experts are measured that are to be merged."""
-    options = argparse.Namespace(run=run, data=data, split="valid", max_tokens_measured=10**6)
+    measured = MeasuredPairs(data, "valid", 10**6)
     stored = open_run(run, "best")
-    dataset, pairs = measured_pairs(options, stored)
+    dataset, pairs = measured_pairs(measured, run, stored)
     batch = dataset.collate(pairs, stored.tokenizers.source.symbols)
     return batch.inputs.source.tolist()
 
