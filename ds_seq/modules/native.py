@@ -54,6 +54,10 @@ def load(path: Path) -> ctypes.CDLL | None:
         "ds_seq_search_step": [*[_ADDRESS] * 4, _NUMBER],
         "ds_seq_encode": [*[_ADDRESS] * 3, _NUMBER, _ADDRESS],
         "ds_seq_map_rows": [*[_ADDRESS] * 2, _NUMBER, _ADDRESS],
+        "ds_seq_rows_by_weights": [*[_ADDRESS] * 4, *[_NUMBER] * 4, _ADDRESS],
+        "ds_seq_rows_by_turned_weights": [*[_ADDRESS] * 4, *[_NUMBER] * 3, _ADDRESS],
+        "ds_seq_gradients": [*[_ADDRESS] * 3, *[_NUMBER] * 3, _ADDRESS],
+        "ds_seq_sums_of_rows": [*[_ADDRESS] * 2, *[_NUMBER] * 2, _ADDRESS],
     }
     try:
         kernels = ctypes.CDLL(str(path))

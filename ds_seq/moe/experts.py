@@ -1,6 +1,6 @@
 """The feed-forward networks of all experts held by this rank.
 
-GPUs compute them by grouped matrix products, CPUs expert by expert.
+GPUs compute them by grouped matrix products, CPUs by kernels in C or expert by expert.
 
 Shapes: R rows sorted by expert, D model, F feed-forward width, H = F, or 2F with
 a gated activation, E_local experts held here.
@@ -20,6 +20,7 @@ from ds_seq.modules.linear import linear
 from ds_seq.modules.packed import Packed, pack
 from ds_seq.modules.residual import dropout, dropout_noise
 from ds_seq.moe.expert_loop import NOT_PACKED, PackedNet, bias_of, expert_loop
+from ds_seq.moe.few_rows import few_rows, has_kernels, serves
 from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(num_local, d_model, ffn_dim))
         self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model)) if bias else None
         self.bits, self.up_widths = bits, [ffn_dim] * self._activation.num_parts
+        self._has_kernels = has_kernels()
         self.lora: nn.Module | None = None  # `ds_seq.moe.lora.ExpertsLora`
         self.inner_norm = None
         if inner_norm is not None:
@@ -176,6 +178,8 @@ class Experts(nn.Module):
         if self.training and self.dropout > 0.0:
             noise = dropout_noise(x, (x.shape[0], self.w2.shape[2]), self.dropout)
         net = (w1, self.b1, w2, self.b2)
+        if self._has_kernels and self._packed is None and serves(x, w1, w2):
+            return few_rows(x, *net, noise, self._activation, counts)
         return expert_loop(x, *net, noise, self._activation, counts, self._packed)
 
     def _one_by_one(self, x: Tensor, counts: list[int]) -> Tensor:
