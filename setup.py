@@ -62,6 +62,7 @@ HUGGINGFACE = ["tokenizers>=0.20"]
 SERVE = ["fastapi>=0.110", "prometheus_client>=0.20", "uvicorn>=0.29"]
 # MkDocs 2 drops plug-ins; ruff lays out the signatures of the Python API.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30", "ruff"]
+NOTEBOOK = [*PLOT, "ipykernel>=6", "nbclient>=0.10"]  # to open and to run docs/*.ipynb
 TEST = [
     *SUMMARIZATION,
     *CTRANSLATE2,
@@ -108,6 +109,7 @@ setup(
         "test": TEST,
         "dev": DEV,
         "docs": DOCS,
+        "notebook": NOTEBOOK,
         "benchmarks": PLOT,
         "plot": PLOT,
         "serve": SERVE,

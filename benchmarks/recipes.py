@@ -5,7 +5,7 @@
 
 Each recipe runs its own steps in `--out`, whose `data/quickstart/raw` is the folder of `--raw`
 (`prepare_data/fetch_sample.py --out` fetches it). A step that has succeeded is not repeated. `--set
-KEY=VALUE` changes a setting of all trainings, such as `--set train.max_updates=20`.
+KEY=VALUE` changes a setting where a step prepares or trains, such as `--set train.max_updates=20`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +28,8 @@ from ds_seq.config.load import load_experiment
 from ds_seq.config.shipped import Recipe, configs_folder, recipes
 
 EXAMPLE = Path("data/quickstart/raw")
+CHANGEABLE = re.compile(r"(ds-seq|torchrun .*-m ds_seq) (prepare|train) ")
+TRAINING = re.compile(r"(ds-seq|torchrun .*-m ds_seq) train ")
 
 
 class Outcome(NamedTuple):
@@ -35,7 +39,7 @@ class Outcome(NamedTuple):
         updates: number of updates.
         minutes: processor minutes of the training, validations included.
         memory: the most memory of the process in GB.
-        score: best score of the validation, with its name.
+        score: best score of the validation, with its name; empty if there was no validation.
     """
 
     updates: int
@@ -45,14 +49,9 @@ class Outcome(NamedTuple):
 
 
 def commands_of(recipe: Recipe, changes: Sequence[str]) -> list[str]:
-    """Return the steps of a recipe, with changed settings where a step trains."""
-    added = "".join(f" '{change}'" for change in changes)
-    return [
-        f"{step.partition('  #')[0].rstrip()}{added}"
-        if step.startswith("ds-seq train ")
-        else step.partition("  #")[0].rstrip()
-        for step in recipe.steps
-    ]
+    """Return the steps of a recipe, with changed settings where a step prepares or trains."""
+    added = "".join(f" {shlex.quote(change)}" for change in changes)
+    return [step + added if CHANGEABLE.match(step) else step for step in recipe.steps]
 
 
 def run_step(command: str, out: Path, journal: Path) -> float:
@@ -82,11 +81,14 @@ def outcome(run: Path, minutes: float) -> Outcome:
     lines: list[dict[str, Any]] = [
         json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
     ]
-    last = [line for line in lines if line["kind"] == "valid"][-1]
-    memory = max(line.get("memory/host") or 0.0 for line in lines)
-    scores = [line["best_score"] for line in lines if line.get("best_by") == last["best_by"]]
-    best = min(scores) if last["best_by"] in ("loss", "perplexity") else max(scores)
-    return Outcome(last["update"], minutes, memory * 2**30 / 1e9, f"{last['best_by']} {best:.2f}")
+    updates = max(line["update"] for line in lines)
+    memory = max(line.get("memory/host") or 0.0 for line in lines) * 2**30 / 1e9
+    valid = [line for line in lines if line["kind"] == "valid" and "best_by" in line]
+    if not valid:
+        return Outcome(updates, minutes, memory, "")
+    by, scores = valid[-1]["best_by"], [line["best_score"] for line in valid]
+    best = min(scores) if by in ("loss", "perplexity") else max(scores)
+    return Outcome(updates, minutes, memory, f"{by} {best:.2f}")
 
 
 def train(recipe: Recipe, out: Path, changes: Sequence[str]) -> Outcome:
@@ -94,7 +96,7 @@ def train(recipe: Recipe, out: Path, changes: Sequence[str]) -> Outcome:
     minutes = 0.0
     for command in commands_of(recipe, changes):
         took = run_step(command, out, out / "steps.json")
-        minutes += took if command.startswith("ds-seq train ") else 0.0
+        minutes += took if TRAINING.match(command) else 0.0
     config = load_experiment(recipe.path)
     return outcome(out / (config.run_dir or f"runs/{config.name}"), minutes)
 
