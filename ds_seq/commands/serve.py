@@ -23,7 +23,7 @@ from ds_seq.errors import UserError
 from ds_seq.generation.workers import default_workers
 from ds_seq.plugins import trusting
 from ds_seq.runs.card import ModelCard
-from ds_seq.runs.open import load_packed, parse_device
+from ds_seq.runs.open import load_packed, open_run, parse_device
 from ds_seq.serving.installed import require_packages
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def _serve(args: argparse.Namespace, device: torch.device) -> None:
     from ds_seq.serving.server import listen, serve
 
     listening = listen(args.host, args.port)  # before what takes time
+    distributed.keep_few_kernels(has_experts=_has_experts(args.runs, args.checkpoint))
     queue = ServerQueue(
         args.queue, args.request_bytes, args.time_limit, args.wait, args.most_beam, args.workers
     )
@@ -167,6 +168,13 @@ def _serve(args: argparse.Namespace, device: torch.device) -> None:
         serve(server.app, server.doorkeeper, listening, args.time_limit)
     finally:
         server.close()
+
+
+def _has_experts(runs: Sequence[str], checkpoint: str) -> bool:
+    """Return whether one of the models has experts; reads no weights."""
+    members = [member for text in runs for member in read_name(text)[1]]
+    stored = (open_run(path, name or checkpoint) for path, name in members)
+    return any(each.model_config.moe is not None for each in stored)
 
 
 def read_name(text: str) -> tuple[str | None, list[tuple[str, str | None]]]:

@@ -80,7 +80,7 @@ def keep_freed_memory() -> None:
 
 
 def keep_few_kernels(has_experts: bool) -> None:
-    """Bound the memory of kernels in a training on a CPU; see `ds_seq.environment`.
+    """Bound the memory of kernels in a training or a server on a CPU; see `ds_seq.environment`.
 
     Hardly any two batches have the same shapes, so that new kernels are prepared in every update. A
     dense model uses up to 80 of them between two uses of the same one. Experts see few row counts,
