@@ -28,6 +28,7 @@ __all__ = [
     "PairExplanation",
     "PrunedExperts",
     "PrunedHeads",
+    "Recipe",
     "RunCurves",
     "RunState",
     "ServerApp",
@@ -49,6 +50,7 @@ __all__ = [
     "import_fairseq",
     "import_huggingface",
     "learn_shortlist",
+    "list_recipes",
     "list_runs",
     "load",
     "make_student",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from ds_seq.api.experiments import fit as fit
     from ds_seq.api.experiments import prepare as prepare
     from ds_seq.api.experiments import resolve as resolve
+    from ds_seq.api.folders import list_recipes as list_recipes
     from ds_seq.api.folders import list_runs as list_runs
     from ds_seq.api.folders import read_curves as read_curves
     from ds_seq.api.folders import verify as verify
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
     from ds_seq.commands.shortlist import LearnedShortlist as LearnedShortlist
     from ds_seq.commands.shortlist import learn_shortlist as learn_shortlist
     from ds_seq.config.experiment import ExperimentConfig as ExperimentConfig
+    from ds_seq.config.shipped import Recipe as Recipe
     from ds_seq.errors import UserError as UserError
     from ds_seq.generation.answers import Encoding as Encoding
     from ds_seq.generation.answers import TargetScore as TargetScore
@@ -131,6 +135,7 @@ else:
         "PairExplanation": "generation.explain",
         "PrunedExperts": "commands.prune_experts",
         "PrunedHeads": "commands.prune_heads",
+        "Recipe": "config.shipped",
         "RunCurves": "reports.curves",
         "RunState": "reports.run_state",
         "ServerApp": "commands.serve",
@@ -152,6 +157,7 @@ else:
         "import_fairseq": "commands.import_model",
         "import_huggingface": "commands.import_model",
         "learn_shortlist": "commands.shortlist",
+        "list_recipes": "api.folders",
         "list_runs": "api.folders",
         "load": "api.models",
         "make_student": "commands.make_student",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ds_seq.config.shipped import Recipe, recipes
 from ds_seq.reports.curves import RunCurves
 from ds_seq.reports.curves import read_curves as curves_of
 from ds_seq.reports.run_state import RunState, find_runs, read_state
@@ -42,6 +43,19 @@ def read_curves(*folders: str | Path) -> list[RunCurves]:
         UserError: a folder does not exist, there is no run, or one has no figures yet.
     """
     return [curves_of(name, folder) for name, folder in find_runs(list(map(Path, folders)))]
+
+
+def list_recipes() -> list[Recipe]:
+    """Return the experiments that come with ds_seq, like `ds-seq recipes ls`.
+
+    Returns:
+        For each its name, file (`path`, which `check`, `prepare` and `fit` take), expected score,
+        hours, memory and hardware, and whether these were measured.
+
+    Raises:
+        ValueError: a file that comes with ds_seq has no such description.
+    """
+    return list(recipes())
 
 
 def verify(path: str | Path) -> list[Finding]:

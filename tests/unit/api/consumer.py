@@ -75,3 +75,8 @@ def served(run: Path) -> list[str]:
     names = list(server.service.models)
     server.close()
     return names
+
+
+def shipped() -> dict[str, float]:
+    recipes: list[ds_seq.Recipe] = ds_seq.list_recipes()
+    return {recipe.name: recipe.hours for recipe in recipes}

@@ -115,6 +115,12 @@ def test_a_check_knows_sizes_and_costs() -> None:
         ds_seq.check(BASE)
 
 
+def test_a_recipe_is_an_experiment() -> None:
+    recipes = {recipe.name: recipe for recipe in ds_seq.list_recipes()}
+    found = ds_seq.check(recipes["tiny_moe"].path, elsewhere=True)
+    assert found.config.model.moe is not None
+
+
 WRONG = {
     "score": lambda lab: ds_seq.score_translations(["a"], ["a", "b"]),
     "metric": lambda lab: ds_seq.score_translations(["a"], ["a"], metrics=["bleurt"]),
