@@ -202,10 +202,10 @@ def _table(
                   for kind in ("fp32", "int8")]  # fmt: skip
         p_value = "" if score.p_value is None else f"{score.p_value:.3f}"
         found_row = [name, str(system.size), *ratios, f"{same} of {len(references)}"]
-        rows.append([*found_row, f"{score.score:.2f}", p_value])
+        rows.append([*found_row, f"{score.value:.2f}", p_value])
     header = ["system", "batch", f"to {PLAIN}", "to ds_seq int8", "to CTranslate2 fp32"]
     header += ["to CTranslate2 int8", f"equal to {PLAIN}", "BLEU", "p"]
-    bleu = {name: score.score for name, (score,) in scores.items()}
+    bleu = {name: score.value for name, (score,) in scores.items()}
     goals = [
         Goal(
             f"BLEU of ds_seq {name}, less that of fp32", bleu[f"ds_seq {name}"] - bleu[PLAIN], -0.1
