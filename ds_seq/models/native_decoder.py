@@ -21,13 +21,18 @@ from ds_seq.modules.linear import Linear
 from ds_seq.modules.native_cache import NativeCache, encode
 from ds_seq.modules.native_step import (
     ACTIVATIONS,
+    MapWeights,
     NativeMap,
     NativeStack,
     StepBody,
+    StepExperts,
 )
 from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
 from ds_seq.modules.residual import Residual
 from ds_seq.modules.rms_norm import RmsNorm
+from ds_seq.moe.experts import Experts
+from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.router import SoftmaxRouter
 
 _LARGE = 2**23  # weights of a decoder whose products are worth several threads
 
@@ -144,17 +149,40 @@ def _body(residual: Residual, body: nn.Module) -> StepBody:
     """Return what the kernels need of a sub-layer."""
     around = residual.pre_norm, residual.norm, residual.scale
     if isinstance(body, FeedForward):
-        maps = body.up, body.down
-        return StepBody("feed_forward", *around, *maps, ACTIVATIONS[body.activation], (0, 0, 0))
+        maps = _weights(body.up), _weights(body.down)
+        kinds = ACTIVATIONS[body.activation], (0, 0, 0)
+        return StepBody("feed_forward", *around, *maps, *kinds, None)
+    if isinstance(body, MoeFeedForward):
+        experts = StepExperts(_experts(body.experts), body.top_k, body.normalize_weights != "none")
+        maps = MapWeights(cast(SoftmaxRouter, body.gate).weight, None), experts.maps[1]
+        kinds = ACTIVATIONS[body.experts.activation], (0, 0, 0)
+        return StepBody("experts", *around, *maps, *kinds, experts)
     if isinstance(body, SelfAttention):
         shared = body.qkv.widths[1] // body.head_width
         heads = body.num_heads, shared, body.head_width
         kind: Literal["self_attention", "source_attention"]
         kind = "self_attention" if body.causal else "source_attention"
-        return StepBody(kind, *around, body.qkv, body.output, (0, False), heads)
+        maps = _weights(body.qkv), _weights(body.output)
+        return StepBody(kind, *around, *maps, (0, False), heads, None)
     assert isinstance(body, CrossAttention)
     heads = body.num_heads, body.key_value.widths[0] // body.head_width, body.head_width
-    return StepBody("cross_attention", *around, body.query, body.output, (0, False), heads)
+    maps = _weights(body.query), _weights(body.output)
+    return StepBody("cross_attention", *around, *maps, (0, False), heads, None)
+
+
+def _weights(module: Linear) -> MapWeights:
+    return MapWeights(module.weight, module.bias)
+
+
+def _experts(experts: Experts) -> list[MapWeights]:
+    """Return the maps of each expert, up and down."""
+    ups, downs = experts.maps
+    maps = []
+    for expert in range(experts.num_local):
+        biases = (None if b is None else b[expert, 0] for b in (experts.b1, experts.b2))
+        pair = zip((ups[expert], downs[expert]), biases, strict=True)
+        maps += [MapWeights(weight, bias) for weight, bias in pair]
+    return maps
 
 
 def _serves(stack: Stack, embedding: nn.Module, causal: bool) -> bool:
@@ -187,7 +215,9 @@ def _is_norm(norm: nn.Module) -> bool:
 
 
 def _is_body(body: nn.Module) -> bool:
-    """Return whether a body is a plain attention or feed-forward, of whole vectors."""
+    """Return whether a body is a plain attention, feed-forward or layer of experts."""
+    if type(body) is MoeFeedForward:
+        return _has_plain_experts(body)
     if type(body) is FeedForward:
         maps = [body.up, body.down]
         whole = body.down.in_features % native.LANES == 0
@@ -204,3 +234,20 @@ def _is_body(body: nn.Module) -> bool:
     else:
         return False
     return plain and whole and all(type(each) is Linear for each in maps)
+
+
+def _has_plain_experts(body: MoeFeedForward) -> bool:
+    """Return whether each row goes to the experts of a softmax, all of them here, and to no other.
+
+    A capacity, which makes rows depend on each other, is not expressed.
+    """
+    experts = body.experts
+    special = experts.inner_norm, experts.bits, experts.lora, body.branch
+    return (
+        type(body.gate) is SoftmaxRouter
+        and body.eval_capacity_factor is None
+        and body.expert_parallel == 1
+        and all(each is None for each in special)
+        and experts.activation in ACTIVATIONS
+        and experts.w2.size(2) % native.LANES == 0
+    )

@@ -107,7 +107,8 @@ class Seq2SeqTransformer(nn.Module):
             Logits (N, V) of the scored rows in row-major order, losses and statistics of sparse
             layers, and the captured outputs of the layers.
         """
-        encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
+        source = inputs.source, inputs.source_mask
+        encoded = self._encode(*source, capture, inputs.num_sources)
         rows = real_rows(inputs.target_mask, inputs.num_targets)
         context = self._decoder_context(encoded)._replace(
             token_mask=inputs.target_mask,
@@ -145,8 +146,13 @@ class Seq2SeqTransformer(nn.Module):
         """
         if self._native_encoder is not None and self.adapters is None and capture == "none":
             hidden = self._native_encoder.encode(source, source_mask)
-            if hidden is not None:
+            if hidden is not None:  # without losses and statistics, which a search does not use
                 return EncoderOutput(hidden, source_mask, None, {}, [])
+        return self._encode(source, source_mask, capture, num_tokens)
+
+    def _encode(
+        self, source: Tensor, source_mask: Tensor, capture: Capture, num_tokens: int | None
+    ) -> EncoderOutput:
         embedded = self._embedded(source, source_mask, num_tokens)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)

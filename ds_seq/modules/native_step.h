@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 enum { PANEL = 64, MOST_ROWS = 192 };
-enum { SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD, SOURCE_ATTENTION };
+enum { SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD, SOURCE_ATTENTION, EXPERTS };
 enum { NO_NORM, LAYER_NORM, RMS_NORM };
 enum { IDENTITY, RELU, RELU_SQUARED, GELU, GELU_TANH, SILU, SIGMOID };
 
@@ -35,13 +35,16 @@ typedef struct {
     int64_t num_heads, num_shared, head_width; /* heads; heads of keys and values */
     double carry;
     Norm norm;
-    Map first, second; /* queries (and keys and values), output; up, down */
+    Map first, second; /* queries (and keys and values), output; up, down; router, a down */
+    const Map *experts; /* up and down of each */
+    int64_t top_k, is_normalized;
 } Body;
 
 typedef struct {
     const float *table; /* (V, D), embeddings of tokens */
     double scale;       /* their factor */
     int64_t width, vocab_size, num_bodies;
+    int64_t widest, most_attended, most_mixing; /* numbers per row of what bodies work in */
     Norm embedding_norm, final_norm;
     const Body *bodies;
 } Decoder;

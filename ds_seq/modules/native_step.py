@@ -14,6 +14,7 @@ import ctypes
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ds_seq.modules import native
@@ -21,7 +22,13 @@ from ds_seq.modules.rms_norm import RmsNorm
 
 PANEL = 64  # the enumerations and structures of native_step.h
 MOST_ROWS = 192
-_KINDS = {"self_attention": 0, "cross_attention": 1, "feed_forward": 2, "source_attention": 3}
+_KINDS = {
+    "self_attention": 0,
+    "cross_attention": 1,
+    "feed_forward": 2,
+    "source_attention": 3,
+    "experts": 4,
+}
 ACTIVATIONS = {
     "relu": (1, False),
     "relu_squared": (2, False),
@@ -60,6 +67,9 @@ class _Body(ctypes.Structure):
         ("norm", _Norm),
         ("first", _Map),
         ("second", _Map),
+        ("experts", _ADDRESS),
+        ("top_k", _NUMBER),
+        ("is_normalized", _NUMBER),
     )
 
 
@@ -68,16 +78,38 @@ class _Decoder(ctypes.Structure):
         ("table", _ADDRESS),
         ("scale", ctypes.c_double),
         *((name, _NUMBER) for name in ("width", "vocab_size", "num_bodies")),
+        *((name, _NUMBER) for name in ("widest", "most_attended", "most_mixing")),
         ("embedding_norm", _Norm),
         ("final_norm", _Norm),
         ("bodies", _ADDRESS),
     )
 
 
+class MapWeights(NamedTuple):
+    """A linear map to be packed."""
+
+    weight: Tensor
+    """(O, I)."""
+    bias: Tensor | None
+    """(O,) or None."""
+
+
+class StepExperts(NamedTuple):
+    """Experts that a softmax router chooses."""
+
+    maps: list[MapWeights]
+    """Up and down of each expert."""
+    top_k: int
+    is_normalized: bool
+    """Whether the weights of a row are divided by their sum."""
+
+
 class StepBody(NamedTuple):
     """A sub-layer and its residual."""
 
-    kind: Literal["self_attention", "cross_attention", "feed_forward", "source_attention"]
+    kind: Literal[
+        "self_attention", "cross_attention", "feed_forward", "source_attention", "experts"
+    ]
     """`self_attention` is that of a decoder, to earlier tokens, `source_attention` an encoder's."""
     pre_norm: bool
     """Whether the norm is that of its input; else that of the sum."""
@@ -85,14 +117,15 @@ class StepBody(NamedTuple):
     """`torch.nn.LayerNorm` or `RmsNorm`."""
     carry: float
     """Factor of the input in the sum."""
-    first: nn.Linear
-    """Queries, and keys and values of self-attention; or the first map of a feed-forward."""
-    second: nn.Linear
-    """The last map."""
+    first: MapWeights
+    """Queries, and keys and values of self-attention; first map of a feed-forward; router."""
+    second: MapWeights
+    """The last map; of experts one of theirs."""
     activation: tuple[int, bool]
     """A value of `ACTIVATIONS`; of a feed-forward."""
     heads: tuple[int, int, int]
     """Heads, heads of keys and values, width of a head; of attention."""
+    experts: StepExperts | None
 
 
 class NativeMap:
@@ -144,9 +177,11 @@ class NativeStack:
         final_norm: nn.Module | None,
     ) -> None:
         self._kept: list[Tensor] = [table]
-        self._maps: dict[int, NativeMap] = {}
+        self._maps: dict[tuple[int, torch.Size], NativeMap] = {}
+        self._tables: list[ctypes.Array[_Map]] = []
         self.bodies = [*bodies]
         self.width = table.size(1)
+        sizes = [max(of_body) for of_body in zip(*map(_work_of, bodies), strict=True)]
         entries = (_Body * len(bodies))(*map(self._entry, bodies))
         self._entries = entries
         self.table = _Decoder(
@@ -155,18 +190,21 @@ class NativeStack:
             self.width,
             len(table),
             len(bodies),
+            *sizes,
             self._norm(embedding_norm),
             self._norm(final_norm),
             ctypes.addressof(entries),
         )
-        widest = max(body.first.out_features for body in bodies)
-        attended = max(body.second.in_features for body in bodies)
         self.address = ctypes.byref(self.table)
-        self.row_size = self.width + widest + attended
+        self.row_size = self.width + sum(sizes)
         """Numbers per row of the room that the kernels work in."""
         self.num_weights = sum(each.table.inputs * each.outputs for each in self._maps.values())
 
     def _entry(self, body: StepBody) -> _Body:
+        experts = body.experts
+        maps = [] if experts is None else [self._map(each) for each in experts.maps]
+        table = (_Map * len(maps))(*maps)
+        self._tables.append(table)
         return _Body(
             _KINDS[body.kind],
             body.pre_norm,
@@ -176,12 +214,15 @@ class NativeStack:
             self._norm(body.norm),
             self._map(body.first),
             self._map(body.second),
+            ctypes.addressof(table) if maps else None,
+            *((0, False) if experts is None else experts[1:]),
         )
 
-    def _map(self, module: nn.Linear) -> _Map:
-        if id(module) not in self._maps:
-            self._maps[id(module)] = NativeMap(module.weight, module.bias)
-        return self._maps[id(module)].table
+    def _map(self, weights: MapWeights) -> _Map:
+        key = weights.weight.data_ptr(), weights.weight.shape
+        if key not in self._maps:
+            self._maps[key] = NativeMap(*weights)
+        return self._maps[key].table
 
     def _norm(self, norm: nn.Module | None) -> _Norm:
         if norm is None:
@@ -193,3 +234,13 @@ class NativeStack:
         kind = 1 if isinstance(norm, nn.LayerNorm) else 2
         bias = None if shift is None else shift.data_ptr()
         return _Norm(scale.data_ptr(), bias, kind, norm.eps)
+
+
+def _work_of(body: StepBody) -> tuple[int, int, int]:
+    """Return the numbers per row that a body works in: of its first map, attention, experts."""
+    wide, (width, narrow) = len(body.first.weight), body.second.weight.shape
+    if body.experts is None:
+        return wide, narrow, 0
+    # rows of experts, their results and sums, logits, weights and experts of the choices
+    mixing = 3 * width + wide + 3 * body.experts.top_k
+    return len(body.experts.maps[0].weight), 0, mixing

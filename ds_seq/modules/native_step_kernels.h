@@ -1,166 +1,11 @@
-/* The arithmetic of a decoder's step for one instruction set. A file that includes this defines
-   NAME(x), the name of what is x elsewhere; GROUPS and TILE, the vectors and the rows of a product
-   that stay in registers.
+/* The layers of a stack for one instruction set: attention, feed-forwards, experts. A file that
+   includes this defines NAME(x), the name of what is x elsewhere, and what native_products.h
+   needs. What is computed for a row does not depend on the other rows. */
 
-   A row's sums are added in the order of the inputs, whatever the number of rows: what is computed
-   for a hypothesis does not depend on the others. */
-
+#include "native_products.h"
 #include "native_scores.h"
 #include "native_search.h"
 #include "native_step.h"
-
-INLINE Lanes positive(Lanes x) { /* NaN stays */
-    const Words negative = x < 0.0f;
-    return (Lanes)(~negative & (Words)x);
-}
-
-INLINE Lanes negative_magnitude(Lanes x) { return (Lanes)((Words)x | INT32_MIN); }
-
-INLINE Lanes sigmoid(Lanes x) {
-    const Lanes e = exponential(negative_magnitude(x)), p = 1.0f / (1.0f + e);
-    const Words negative = x < 0.0f;
-    return (Lanes)((negative & (Words)(e * p)) | (~negative & (Words)p));
-}
-
-/* Abramowitz and Stegun, 7.1.26: an error below 2e-7. */
-INLINE Lanes normal_distribution(Lanes x) {
-    const Lanes z = x * 0.70710678f, minus = negative_magnitude(z);
-    const Lanes t = 1.0f / (1.0f - 0.3275911f * minus);
-    Lanes p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const Lanes tail = 0.5f * p * t * exponential(-z * z);
-    const Words negative = x < 0.0f;
-    return (Lanes)((negative & (Words)tail) | (~negative & (Words)(1.0f - tail)));
-}
-
-INLINE Lanes activated(Lanes x, const int kind) {
-    switch (kind) {
-    case RELU: return positive(x);
-    case RELU_SQUARED: return positive(x) * positive(x);
-    case GELU: return x * normal_distribution(x);
-    case GELU_TANH: return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
-    case SILU: return x * sigmoid(x);
-    case SIGMOID: return sigmoid(x);
-    default: return x;
-    }
-}
-
-/* Activate rows in place: x, or with a gate the first half of x times the second. */
-INLINE void activate_as(float *x, int64_t rows, int64_t stride, int64_t width, int is_gated,
-                        const int kind) {
-    for (int64_t n = 0; n < rows; n++, x += stride)
-        for (int64_t i = 0; i < width; i += LANES) {
-            const Lanes y = activated(load(x + i), kind);
-            store(x + i, is_gated ? y * load(x + width + i) : y);
-        }
-}
-
-static void activate(float *x, int64_t rows, int64_t stride, int64_t width, int is_gated, int kind) {
-    switch (kind) {
-    case RELU: activate_as(x, rows, stride, width, is_gated, RELU); break;
-    case RELU_SQUARED: activate_as(x, rows, stride, width, is_gated, RELU_SQUARED); break;
-    case GELU: activate_as(x, rows, stride, width, is_gated, GELU); break;
-    case GELU_TANH: activate_as(x, rows, stride, width, is_gated, GELU_TANH); break;
-    case SILU: activate_as(x, rows, stride, width, is_gated, SILU); break;
-    case SIGMOID: activate_as(x, rows, stride, width, is_gated, SIGMOID); break;
-    }
-}
-
-static void normalize(const Norm *norm, const float *x, float *y, int64_t rows, int64_t width) {
-    for (int64_t n = 0; n < rows; n++, x += width, y += width) {
-        Lanes total = {0}, squares = {0};
-        float mean = 0.0f;
-        if (norm->kind == LAYER_NORM) {
-            for (int64_t i = 0; i < width; i += LANES) total += load(x + i);
-            mean = sum(total) / (float)width;
-        }
-        for (int64_t i = 0; i < width; i += LANES) {
-            const Lanes centred = load(x + i) - mean;
-            squares += centred * centred;
-        }
-        const float factor = 1.0f / sqrtf(sum(squares) / (float)width + (float)norm->epsilon);
-        for (int64_t i = 0; i < width; i += LANES) {
-            Lanes z = (load(x + i) - mean) * factor * load(norm->scale + i);
-            store(y + i, norm->shift ? z + load(norm->shift + i) : z);
-        }
-    }
-}
-
-/* What happens to a product: y = x weight' + bias, then relu, or plus `carry` times `residual`. */
-typedef struct {
-    int relu;
-    const float *residual; /* strides of y; may be y */
-    float carry;
-} Ending;
-
-INLINE void end_row(const Lanes *sums, const float *bias, const Ending *ending, float *y,
-                    const float *residual, int64_t columns) {
-    for (int g = 0; g < GROUPS && g * LANES < columns; g++) {
-        Lanes z = sums[g] + load(bias + g * LANES);
-        if (ending->relu) z = positive(z);
-        if (g * LANES + LANES <= columns) {
-            if (residual) z += ending->carry * load(residual + g * LANES);
-            store(y + g * LANES, z);
-        } else { /* residuals have whole vectors: only scores of a vocabulary end here */
-            memcpy(y + g * LANES, &z, (size_t)(columns - g * LANES) * sizeof(float));
-        }
-    }
-}
-
-INLINE void tile(const int rows, const float *x, int64_t x_stride, const float *panel,
-                 const float *bias, int64_t inputs, const Ending *ending, float *y,
-                 int64_t y_stride, int64_t columns) {
-    Lanes sums[TILE][GROUPS];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; g++) sums[r][g] = (Lanes){0};
-    for (int64_t i = 0; i < inputs; i++) {
-        Lanes weights[GROUPS];
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; g++) weights[g] = load(panel + i * PANEL + g * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int g = 0; g < GROUPS; g++) sums[r][g] += x[r * x_stride + i] * weights[g];
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-        end_row(sums[r], bias, ending, y + r * y_stride,
-                ending->residual ? ending->residual + r * y_stride : 0, columns);
-}
-
-static void product(const Map *map, const float *x, int64_t x_stride, int64_t rows, float *y,
-                    int64_t y_stride, const Ending *ending) {
-    const int64_t inputs = map->inputs;
-    for (int64_t column = 0; column < map->outputs; column += GROUPS * LANES) {
-        const float *panel = map->weight + column / PANEL * PANEL * inputs + column % PANEL;
-        const float *bias = map->bias + column;
-        const int64_t columns = map->outputs - column;
-        Ending moved = *ending;
-        for (int64_t n = 0; n < rows; n += TILE) {
-            const float *from = x + n * x_stride;
-            float *to = y + n * y_stride + column;
-            if (ending->residual) moved.residual = ending->residual + n * y_stride + column;
-#define OF_ROWS(count)                                                                             \
-    case count:                                                                                    \
-        tile(count, from, x_stride, panel, bias, inputs, &moved, to, y_stride, columns);           \
-        break;
-            switch (rows - n < TILE ? rows - n : TILE) {
-                OF_ROWS(1)
-                OF_ROWS(2)
-#if TILE > 2
-                OF_ROWS(3)
-                OF_ROWS(4)
-                OF_ROWS(5)
-                OF_ROWS(6)
-#endif
-            }
-        }
-    }
-}
 
 /* Two vectors become one with the sums of `width` neighbours of each: the first of a, of b, ... */
 #define PAIRED(a, b, i0, i1, i2, i3, i4, i5, i6, i7, n)                                            \
@@ -226,7 +71,7 @@ typedef struct {
     const State *state;
     const int64_t *places;
     int64_t num_sentences, width, num_rows;
-    float *entered, *inner, *attended, *scores; /* room for rows; for the weights of one query */
+    float *entered, *inner, *attended, *mixing, *scores; /* room for rows, or for one query */
 } Part;
 
 /* Attention of rows (N, stride), which begin with the queries, to `memory`, or in a source to the
@@ -282,21 +127,82 @@ static void remember(const Part *part, const Body *body, float *memory, const fl
         }
 }
 
+/* Rows y of rows x by the maps of a feed-forward. */
+static void feed_forward(const Body *body, const Map *up, const Map *down, const float *x,
+                         int64_t rows, float *inner, float *y, const Ending *last) {
+    const int is_relu = body->activation == RELU && !body->is_gated;
+    const Ending first = {is_relu, 0, 0.0f};
+    product(up, x, up->inputs, rows, inner, up->outputs, &first);
+    if (!is_relu)
+        activate(inner, rows, up->outputs, down->inputs, (int)body->is_gated,
+                 (int)body->activation);
+    product(down, inner, up->outputs, rows, y, down->outputs, last);
+}
+
+/* The experts of each row and their weights (N, top_k), given logits (N, E), which are changed. */
+static void route(const Body *body, float *logits, int64_t rows, int32_t *chosen, float *weights) {
+    const int64_t num_experts = body->first.outputs, top_k = body->top_k;
+    for (int64_t n = 0; n < rows; n++, logits += num_experts, chosen += top_k, weights += top_k) {
+        const float shift = log_of_sum(logits, num_experts);
+        float total = 0.0f;
+        for (int64_t k = 0; k < top_k; k++) {
+            int32_t best = 0;
+            for (int64_t e = 1; e < num_experts; e++)
+                if (logits[e] > logits[best]) best = (int32_t)e;
+            chosen[k] = best, weights[k] = expf(logits[best] - shift);
+            logits[best] = -INFINITY, total += weights[k];
+        }
+        for (int64_t k = 0; body->is_normalized && k < top_k; k++) weights[k] /= total;
+    }
+}
+
+/* Add to rows x (N, D) what their experts make of rows `entered`, expert by expert. */
+static void visit_experts(const Part *part, const Body *body, const float *entered, float *x) {
+    const int64_t rows = part->num_rows, width = body->second.outputs, top_k = body->top_k;
+    const int64_t num_experts = body->first.outputs;
+    const Ending plain = {0, 0, 0.0f};
+    float *gathered = part->mixing, *results = gathered + rows * width;
+    float *mixed = results + rows * width, *logits = mixed + rows * width;
+    float *weights = logits + rows * num_experts;
+    int32_t *chosen = (int32_t *)(weights + rows * top_k), *origins = chosen + rows * top_k;
+    product(&body->first, entered, width, rows, logits, num_experts, &plain);
+    route(body, logits, rows, chosen, weights);
+    memset(mixed, 0, (size_t)(rows * width) * sizeof(float));
+    for (int64_t e = 0; e < num_experts; e++) {
+        int64_t count = 0;
+        for (int64_t i = 0; i < rows * top_k; i++)
+            if (chosen[i] == e) {
+                memcpy(gathered + count * width, entered + i / top_k * width, (size_t)width * 4);
+                origins[count++] = (int32_t)i;
+            }
+        if (count == 0) continue;
+        const Map *expert = body->experts + 2 * e;
+        feed_forward(body, expert, expert + 1, gathered, count, part->inner, results, &plain);
+        for (int64_t i = 0; i < count; i++) {
+            float *to = mixed + origins[i] / top_k * width;
+            for (int64_t d = 0; d < width; d += LANES)
+                store(to + d, load(to + d) + weights[origins[i]] * load(results + i * width + d));
+        }
+    }
+    for (int64_t i = 0; i < rows * width; i += LANES)
+        store(x + i, (float)body->carry * load(x + i) + load(mixed + i));
+}
+
 /* What a sub-layer makes of rows x (N, D), in place. */
 static void apply(const Part *part, const Body *body, float *memory, float *x) {
-    float *entered = part->entered, *inner = part->inner;
     const int64_t rows = part->num_rows, width = body->second.outputs;
     const int64_t wide = body->first.outputs, narrow = body->second.inputs;
-    const int is_relu = body->kind == FEED_FORWARD && body->activation == RELU && !body->is_gated;
-    const Ending first = {is_relu, 0, 0.0f}, last = {0, x, (float)body->carry};
-    if (body->pre_norm) normalize(&body->norm, x, entered, rows, width);
-    product(&body->first, body->pre_norm ? entered : x, width, rows, inner, wide, &first);
+    const Ending plain = {0, 0, 0.0f}, last = {0, x, (float)body->carry};
+    const float *entered = body->pre_norm ? part->entered : x;
+    if (body->pre_norm) normalize(&body->norm, x, part->entered, rows, width);
     if (body->kind == FEED_FORWARD) {
-        if (!is_relu) activate(inner, rows, wide, narrow, (int)body->is_gated, (int)body->activation);
-        product(&body->second, inner, wide, rows, x, width, &last);
+        feed_forward(body, &body->first, &body->second, entered, rows, part->inner, x, &last);
+    } else if (body->kind == EXPERTS) {
+        visit_experts(part, body, entered, x);
     } else {
-        if (body->kind == SELF_ATTENTION) remember(part, body, memory, inner, wide);
-        attend(part, body, memory, inner, wide);
+        product(&body->first, entered, width, rows, part->inner, wide, &plain);
+        if (body->kind == SELF_ATTENTION) remember(part, body, memory, part->inner, wide);
+        attend(part, body, memory, part->inner, wide);
         product(&body->second, part->attended, narrow, rows, x, width, &last);
     }
     if (!body->pre_norm) normalize(&body->norm, x, x, rows, width);
@@ -318,16 +224,11 @@ static void embed(const Decoder *decoder, const float *position, const int64_t *
 static void apply_all(Part *part, const Decoder *decoder, float *x, float *scratch,
                       int64_t most_rows) {
     const int64_t rows = part->num_rows, width = decoder->width;
-    int64_t widest = 0, most_attended = 0;
-    for (int64_t i = 0; i < decoder->num_bodies; i++) {
-        const Body *body = decoder->bodies + i;
-        if (body->first.outputs > widest) widest = body->first.outputs;
-        if (body->second.inputs > most_attended) most_attended = body->second.inputs;
-    }
     part->entered = scratch;
     part->inner = part->entered + most_rows * width;
-    part->attended = part->inner + most_rows * widest;
-    part->scores = part->attended + most_rows * most_attended;
+    part->attended = part->inner + most_rows * decoder->widest;
+    part->mixing = part->attended + most_rows * decoder->most_attended;
+    part->scores = part->mixing + most_rows * decoder->most_mixing;
     if (decoder->embedding_norm.kind) normalize(&decoder->embedding_norm, x, x, rows, width);
     float *const *memory = part->state->memory;
     for (int64_t i = 0; i < decoder->num_bodies; i++)
@@ -340,7 +241,7 @@ void NAME(step)(const Decoder *decoder, const State *state, const int64_t *place
                 const int64_t *tokens, int64_t num_sentences, int64_t width, float *out) {
     const int64_t rows = num_sentences * width;
     const float *positions = state->positions;
-    Part part = {state, places, num_sentences, width, rows, 0, 0, 0, 0};
+    Part part = {state, places, num_sentences, width, rows, 0, 0, 0, 0, 0};
     embed(decoder, positions ? positions + state->length * decoder->width : 0, tokens, rows, out);
     apply_all(&part, decoder, out, state->scratch, MOST_ROWS);
 }
@@ -355,7 +256,7 @@ void NAME(encode)(const Decoder *encoder, const State *state, const int64_t *pla
         for (int64_t t = 0; t < state->lengths[places[a]]; t++, row += width)
             embed(encoder, state->positions ? state->positions + t * width : 0,
                   tokens + places[a] * room + t, 1, row);
-    Part part = {state, places, num_sentences, 0, (row - x) / width, 0, 0, 0, 0};
+    Part part = {state, places, num_sentences, 0, (row - x) / width, 0, 0, 0, 0, 0};
     apply_all(&part, encoder, x, rest, most_rows);
     for (int64_t a = 0; a < num_sentences; a++) {
         const int64_t size = state->lengths[places[a]] * width;
