@@ -1,35 +1,19 @@
-"""The page of `ds-seq serve` in a real browser without a screen.
-
-Needs Chromium, its driver and the package selenium; without them these tests are skipped. With
-`DS_SEQ_PICTURES=FOLDER` they leave pictures to look at.
-"""
+"""The page of `ds-seq serve` in a real browser; see `tests/system/browser.py`."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-
-from tests.system.test_serve import LINES, RUNS, served
-
-selenium = pytest.importorskip("selenium", reason="needs the package selenium")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+from selenium.webdriver.support.ui import Select  # noqa: E402
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="needs chromium, chromedriver"),
-]
-PICTURES = os.environ.get("DS_SEQ_PICTURES")
-Page = Any  # a webdriver, which has no public types of its own for what is used here
+from tests.system import browser
+from tests.system.browser import Page, all_of, colors, opened, picture, set_dark, texts, until
+from tests.system.test_serve import LINES, RUNS, served
+
+pytestmark = browser.MARKS
 
 
 @pytest.fixture(scope="module")
@@ -40,35 +24,9 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def page(address: str) -> Iterator[Page]:
-    """The page, ready; at the end it has reported no error to the console."""
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
-        options.add_argument(argument)
-    # nothing but the server can be reached
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
-    options.binary_location = str(BROWSER)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    try:
-        driver.get(f"{address}/")
-        until(driver, lambda: "ready" in driver.find_element(By.ID, "state").text)
+    ready = lambda page: "ready" in page.find_element(By.ID, "state").text  # noqa: E731
+    with opened(f"{address}/", ready) as driver:
         yield driver
-        assert driver.get_log("browser") == []
-    finally:
-        driver.quit()
-
-
-def until(page: Page, condition: Callable[[], object]) -> None:
-    WebDriverWait(page, 60).until(lambda _: condition())
-
-
-def all_of(page: Page, selector: str) -> list[Any]:
-    found: list[Any] = page.find_elements(By.CSS_SELECTOR, selector)
-    return found
-
-
-def texts(page: Page, selector: str) -> list[str]:
-    return [element.text for element in all_of(page, selector)]
 
 
 def translate(page: Page, text: str, count: int) -> None:
@@ -80,22 +38,6 @@ def translate(page: Page, text: str, count: int) -> None:
     results = page.find_element(By.ID, "results")
     until(page, lambda: results.get_attribute("aria-busy") == "false")
     assert len(all_of(page, ".hypothesis")) == count
-
-
-def picture(page: Page, name: str, width: int) -> None:
-    """Show the whole page at a width, which it must not exceed; keep a picture if wanted."""
-    for _ in range(2):  # the height depends on the width
-        height = page.execute_script("return document.documentElement.scrollHeight")
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    if PICTURES is not None:
-        page.save_screenshot(str(Path(PICTURES) / f"{name}.png"))
-
-
-def colors(page: Page) -> tuple[str, str]:
-    body = page.find_element(By.TAG_NAME, "body")
-    return body.value_of_css_property("background-color"), body.value_of_css_property("color")
 
 
 def test_two_models_side_by_side_and_a_closer_look(page: Page) -> None:
@@ -124,8 +66,7 @@ def test_two_models_side_by_side_and_a_closer_look(page: Page) -> None:
     picture(page, "light", 1200)
 
     light = colors(page)
-    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+    set_dark(page)
     assert colors(page) != light
     picture(page, "dark", 1200)
     picture(page, "phone", 320)

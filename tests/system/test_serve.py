@@ -23,10 +23,12 @@ LINES = ["the queen sells seven old keys in the evening", "the man paints ninety
 
 
 @contextmanager
-def served(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(
+    *arguments: object, command: str = "serve"
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is ready, and its address."""
-    command = [sys.executable, "-m", "ds_seq", "serve", *map(str, arguments), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    started = [sys.executable, "-m", "ds_seq", command, *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         line = process.stderr.readline()

@@ -163,7 +163,7 @@ class Board:
         return Differences(runs=chosen, settings=differences(settings), without=unread)
 
     def figure_names(self, names: Sequence[str]) -> FigureNames:
-        """Return the figures that some runs have, those of single layers left out.
+        """Return the figures that some runs have; of single layers, the entropy only.
 
         Raises:
             UserError: there is no such run, or too many of them.
@@ -175,7 +175,8 @@ class Board:
         plain = [
             name
             for name in known
-            if "moe/layer" not in name and name.split("/")[-1] not in _NO_CURVE
+            if name.split("/")[-1] not in _NO_CURVE
+            and ("moe/layer" not in name or name.endswith("/entropy"))
         ]
         return FigureNames(names=plain, best=list(best))
 

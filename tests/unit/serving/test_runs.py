@@ -101,7 +101,8 @@ def test_only_settings_that_differ_are_answered(client: TestClient, folder: Path
 def test_curves_and_their_table_are_those_of_the_log(client: TestClient, folder: Path) -> None:
     names = ask(client, "/figures", run="deep/moe")
     assert {"loss", "valid/bleu"} <= {*names["names"]} and names["best"] == ["valid/bleu"]
-    assert not any("layer" in name for name in names["names"])
+    of_layers = [name for name in names["names"] if "layer" in name]
+    assert of_layers == ["moe/layer0/entropy"]
     found = ask(
         client, "/curves", run=["deep/moe", "dense"], figure=["loss", "valid/best"], x="tokens"
     )

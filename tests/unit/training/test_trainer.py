@@ -41,6 +41,21 @@ def test_logs_means_since_the_last_entry() -> None:
     assert figures["tokens_per_second"] > 0
 
 
+def test_the_tokens_of_a_run_are_counted_beyond_a_resume() -> None:
+    first = Scene(tokens=[2, 6], max_updates=4, log_every=2, save_every=2)
+    first.trainer.fit()
+    assert [figures["total_tokens"] for _, figures in first.of_kind("train")] == [8.0, 16.0]
+    second = Scene(tokens=[2, 6], max_updates=6, log_every=2)
+    second.trainer.load_state_dict(first.progress)
+    second.trainer.fit()
+    assert [figures["total_tokens"] for _, figures in second.of_kind("train")] == [24.0]
+    del first.progress["tokens"]  # as older checkpoints are
+    third = Scene(tokens=[2, 6], max_updates=6, log_every=2)
+    third.trainer.load_state_dict(first.progress)
+    third.trainer.fit()
+    assert all("total_tokens" not in figures for _, figures in third.of_kind("train"))
+
+
 def test_validates_and_saves_when_due_and_at_the_end() -> None:
     scene = Scene(max_updates=5, **VALIDATING)
     scene.trainer.fit()

@@ -14,10 +14,10 @@ from torch import nn
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
-from ds_seq.reports.metrics import metric_lines_by_file
+from ds_seq.reports.metrics import FileLosses, metric_lines_by_file
 from ds_seq.scores.metric import Measured, Metric
 from ds_seq.training.validation import BestBy, Validator, choose_metrics
-from tests.unit.training.fakes import make_batch
+from tests.unit.training.fakes import make_batch, make_stats
 
 TOKENS = (4, 2, 0)
 
@@ -89,6 +89,23 @@ def test_each_of_several_files_has_its_own_loss() -> None:
         assert of_files == ({} if len(files) == 1 else {"loss/a": 2 / 6, "loss/b": 20 / 4})
     lines = metric_lines_by_file({"loss/a": 1.0, "bleu/a": 2.0, "bleu": 3.0, "bleu_signature": ""})
     assert lines == ["valid a | loss 1.00 | bleu 2.00"]
+
+
+def test_each_of_several_files_has_its_own_load_of_experts() -> None:
+    """An empty batch counts for no file, whatever its statistics are."""
+    losses = FileLosses({"a": 2, "none": 0, "b": 5})
+    for first, count, load in ((0, 4, [3.0, 1.0]), (3, 2, [0.0, 2.0]), (4, 1, [2.0, 0.0])):
+        batch = replace(make_batch(count), indices=torch.tensor([first]))
+        losses.add(torch.tensor(1.0), [make_stats(load), make_stats(load[::-1])], batch)
+    empty = replace(make_batch(0), indices=torch.tensor([], dtype=torch.long))
+    losses.add(torch.tensor(0.0), [make_stats([9.0, 9.0])] * 2, empty)
+    loads = {key: value for key, value in losses.reduce().items() if "moe" in key}
+    assert loads == {
+        "moe/layer0/load/a": [0.75, 0.25],
+        "moe/layer1/load/a": [0.25, 0.75],
+        "moe/layer0/load/b": [0.5, 0.5],
+        "moe/layer1/load/b": [0.5, 0.5],
+    }
 
 
 def test_the_sanity_check_takes_a_few_batches_and_sentences() -> None:

@@ -7,16 +7,21 @@ import { NOTHING, query } from "./format.js";
 const table = document.getElementById("differences");
 const note = document.getElementById("settings-note");
 const columns = new Set();
+let shown = ""; // what the table was drawn of
 let everything = null; // of all runs, once one of them is a column
 
 /** Show the settings of runs; `setColumns` gets keys, and key -> run -> value. */
 export async function showDifferences(names, setColumns) {
   if (names.length < 2) {
+    shown = "";
     table.replaceChildren();
     note.textContent = "Select two or more runs.";
     return;
   }
   const { settings, without } = await get(`differences?${query({ run: names })}`);
+  const now = JSON.stringify([names, settings, without]);
+  if (now === shown) return;
+  shown = now;
   const keys = Object.keys(settings);
   const unread = without.length ? ` The settings of ${without.join(", ")} cannot be read.` : "";
   note.textContent = (keys.length ? "" : "They have the same settings.") + unread;
@@ -40,7 +45,7 @@ export async function showDifferences(names, setColumns) {
   const head = names.map((name) => element("th", { scope: "col" }, name));
   table.replaceChildren(
     ...(keys.length
-      ? [element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "setting"), ...head)), element("tbody", {}, ...rows)]
+      ? [element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "setting"), ...head, element("td"))), element("tbody", {}, ...rows)]
       : []),
   );
 }

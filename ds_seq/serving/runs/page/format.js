@@ -41,7 +41,7 @@ export function large(value) {
 export function short(value) {
   if (value === null || value === undefined) return NOTHING;
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
+  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(2);
   return Number(value.toPrecision(size >= 1000 ? 6 : 4)).toLocaleString("en-US", { maximumFractionDigits: 6 });
 }
 
@@ -53,6 +53,25 @@ export function span(seconds) {
   if (days) return `${days} d ${hours} h`;
   if (hours) return `${hours} h ${minutes % 60} min`;
   return minutes ? `${minutes} min` : `${Math.round(Math.max(seconds, 0))} s`;
+}
+
+/**
+ * Return a function that shows what has changed of some runs, but not while its part of the page is
+ * in use: then it waits until the focus leaves.
+ */
+export function patient(holder, show) {
+  let names = [];
+  let isLate = false;
+  holder.addEventListener("focusout", (event) => {
+    if (!isLate || holder.contains(event.relatedTarget)) return;
+    isLate = false;
+    show(names).catch(console.error);
+  });
+  return async (runs) => {
+    isLate = runs.join("\n") === names.join("\n") && holder.contains(document.activeElement);
+    names = runs;
+    if (!isLate) await show(names);
+  };
 }
 
 /** Return a query with each value of each key. */

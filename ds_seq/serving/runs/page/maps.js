@@ -2,7 +2,7 @@
 
 import { get } from "../page/answers.js";
 import { choice, element, walk } from "../page/elements.js";
-import { NOTHING, query, short, whole } from "./format.js";
+import { NOTHING, patient, query, short, whole } from "./format.js";
 
 // as in ds_seq/reports/heat_map.py: from an eighth of the fair share to eight times as much
 const SCALE = [[49, 54, 149], [116, 173, 209], [255, 255, 204], [244, 109, 67], [128, 0, 38]];
@@ -16,6 +16,8 @@ const state = { run: null, of: "train", place: null }; // place: null is the las
 let names = [];
 let number = 0;
 
+export const showMaps = patient(holder, show);
+
 /** Return red, green and blue of a share, in units of the fair share. */
 function color(share) {
   if (share < STARVED) return STARVED_COLOR;
@@ -25,7 +27,7 @@ function color(share) {
 }
 
 /** Show the maps of one of the selected runs. */
-export async function showMaps(runs) {
+async function show(runs) {
   names = runs;
   const mine = ++number;
   const found = await Promise.all(names.map((name) => get(`experts?${query({ run: name, of: state.of })}`)));
@@ -45,7 +47,7 @@ export async function showMaps(runs) {
 function draw(runs, groups, answers) {
   const again = (key, value, id) => {
     state[key] = value;
-    showMaps(names).then(() => holder.querySelector(`[data-choice=${id}]`)?.focus()).catch(console.error);
+    show(names).then(() => holder.querySelector(`[data-choice=${id}]`)?.focus()).catch(console.error);
   };
   const options = groups.some((name) => name.startsWith("valid/")) ? [...groups, FILES] : groups;
   const shown = options.map((name) => GROUPS[name] ?? name.replace("valid/", "validation: "));

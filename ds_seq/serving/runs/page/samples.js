@@ -2,15 +2,17 @@
 
 import { get } from "../page/answers.js";
 import { choice, element } from "../page/elements.js";
-import { NOTHING, query, short, whole } from "./format.js";
+import { NOTHING, patient, query, short, whole } from "./format.js";
 
 const holder = document.getElementById("samples");
-const state = { run: null, other: null, sentence: 0 }; // sentence 0: all
+const state = { run: null, other: null, sentence: 1 }; // sentence 0: all
 let names = [];
 let number = 0;
 
+export const showSamples = patient(holder, show);
+
 /** Show the translations of one of the selected runs, or of two side by side. */
-export async function showSamples(runs) {
+async function show(runs) {
   names = runs;
   const mine = ++number;
   const found = (await Promise.all(names.map((name) => get(`samples?${query({ run: name })}`)))).filter(({ sentences }) => sentences.length);
@@ -29,7 +31,7 @@ function draw(runs, answers) {
   state.sentence = Math.min(state.sentence, sources.length);
   const redraw = (key, value) => {
     state[key] = value;
-    showSamples(names).then(() => holder.querySelector(`[data-choice=${key}]`)?.focus()).catch(console.error);
+    show(names).then(() => holder.querySelector(`[data-choice=${key}]`)?.focus()).catch(console.error);
   };
   const others = ["none", ...runs.filter((run) => run !== answers[0].run)];
   const choices = [
@@ -67,7 +69,7 @@ function history({ run, updates, scores, best_by: name }, translations, isNamed)
     const cell = text === before ? element("td", { class: "same" }, "as before") : element("td", {}, ...marked(before, text));
     before = text;
     const score = scores[i] === null ? NOTHING : `${name} ${short(scores[i])}`;
-    return element("tr", {}, element("th", { scope: "row" }, whole(update)), cell, element("th", {}, score));
+    return element("tr", {}, element("th", { scope: "row" }, whole(update), element("span", { class: "score" }, score)), cell);
   });
   const caption = isNamed ? [element("caption", {}, run)] : [];
   return element("table", {}, ...caption, element("tbody", {}, ...rows.filter(Boolean)));
