@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Record the options of `fairseq-train`, and what architectures imply.
 
-Those of translation and of language models.
+Those of translation, of language models, and of the tasks that learn from noisy text.
 
 Runs in an environment with fairseq (`benchmarks/fairseq_venv.py` makes one), and writes the facts
 with which `tests/unit/compat` compares the table of `ds-seq from-fairseq`:
@@ -29,11 +29,18 @@ CRITERIONS = (
     "label_smoothed_cross_entropy_with_ctc label_smoothed_cross_entropy_with_rdrop "
     "latency_augmented_label_smoothed_cross_entropy adaptive_loss composite_loss model"
 ).split()
+TASKS = ("translation", "language_modeling", "denoising", "masked_lm")
 _PLAIN = ("transformer_lm", "lightconv_lm", "fconv_lm", "lstm_lm")
 LANGUAGE_MODELS = [name for name in ARCH_MODEL_REGISTRY if name.startswith(_PLAIN)]
+NOISY_MODELS = [
+    name
+    for name, model in ARCH_MODEL_REGISTRY.items()
+    if model.__name__ in ("BARTModel", "RobertaModel")
+]
 _OF_MODELS = (
     "decoder_", "adaptive_", "tie_adaptive", "dropout", "attention_dropout", "activation_",
     "relu_dropout", "weight_", "input_dropout", "share_", "no_", "character_", "residuals",
+    "encoder_", "layernorm_embedding", "untie_weights",
 )  # fmt: skip
 _KINDS = {"_StoreTrueAction": "switch", "_StoreFalseAction": "off"}
 
@@ -54,7 +61,10 @@ def main() -> int:
     content = {
         "flags": dict(sorted(flags.items())),
         "architectures": architectures,
-        "language_models": {name: _parsed(name) for name in sorted(LANGUAGE_MODELS)},
+        "language_models": {
+            name: _parsed(name, "language_modeling") for name in sorted(LANGUAGE_MODELS)
+        },
+        "noisy_models": {name: _parsed(name, _noisy_task(name)) for name in sorted(NOISY_MODELS)},
     }
     Path(sys.argv[1]).write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
     print(f"{len(flags)} names of flags, {len(architectures)} architectures")
@@ -63,8 +73,9 @@ def main() -> int:
 
 def _parts() -> list[argparse.ArgumentParser]:
     """Return a parser with the options of each part that a translation may have."""
-    owners = [TASK_REGISTRY[name] for name in ("translation", "language_modeling")]
+    owners = [TASK_REGISTRY[name] for name in TASKS]
     models = ("transformer", "transformer_align", *(n for n in LANGUAGE_MODELS if n in _PLAIN))
+    models += ("bart_base", "roberta")
     owners += [ARCH_MODEL_REGISTRY[name] for name in models]
     for kind, registry in REGISTRIES.items():
         for name, owner in registry["registry"].items():
@@ -106,9 +117,13 @@ def _implied(name: str) -> dict[str, Any]:
     return {key: value for key, value in vars(arguments).items() if value is not None}
 
 
-def _parsed(name: str) -> dict[str, Any]:
-    """Return the arguments of a command that names nothing but an architecture."""
-    words = ["data", "--task", "language_modeling", "--arch", name]
+def _noisy_task(name: str) -> str:
+    return "masked_lm" if ARCH_MODEL_REGISTRY[name].__name__ == "RobertaModel" else "denoising"
+
+
+def _parsed(name: str, task: str) -> dict[str, Any]:
+    """Return the arguments of a command that names nothing but a task and an architecture."""
+    words = ["data", "--task", task, "--arch", name]
     arguments = options.parse_args_and_arch(options.get_training_parser(), input_args=words)
     known = [key for key in vars(arguments) if key.startswith(_OF_MODELS)]
     return {key: vars(arguments)[key] for key in sorted(known)}

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_seq.data.blocks import prepend
 from ds_seq.data.fairseq_files import IndexedFile
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
@@ -55,7 +56,7 @@ def open_fairseq(
         UserError: a file is missing or damaged, or the dictionaries do not match the vocabulary.
     """
     assert vocab_hash == tokenizers.fingerprint
-    if any(tokenizer.symbols.opening for tokenizer in tokenizers):
+    if languages and any(tokenizer.symbols.opening for tokenizer in tokenizers):
         raise UserError(
             "data.source: fairseq's files have no symbols of languages in front, which this "
             "vocabulary needs; train on text (data.raw)"
@@ -213,16 +214,22 @@ class _Side:
         self._map = id_map(parsed, tokenizer, str(path))
         self.files = [IndexedFile(Path(prefix)) for prefix in prefixes]
         self._first = np.cumsum([0, *map(len, self.files)])
+        self._opening = tokenizer.symbols.opening
 
     def lengths(self) -> NDArray[np.int32]:
-        """(N,) lengths of all sentences."""
-        return np.concatenate([file.lengths for file in self.files])
+        """(N,) lengths of all sentences, with the symbols in front of them."""
+        lengths = np.concatenate([file.lengths for file in self.files])
+        return lengths + np.int32(len(self._opening))
 
     def fingerprint(self) -> str:
         dictionary = hashlib.sha256(self._content).hexdigest()
         return "\n".join([dictionary, *(file.fingerprint for file in self.files)])
 
     def gather(self, indices: NDArray[np.integer]) -> TokenBlock:
+        block = self._gathered(indices)
+        return prepend(block, [self._opening] * len(indices)) if self._opening else block
+
+    def _gathered(self, indices: NDArray[np.integer]) -> TokenBlock:
         parts = np.searchsorted(self._first, indices, side="right") - 1
         rows = indices - self._first[parts]
         present = np.unique(parts)

@@ -178,14 +178,21 @@ _OF_TEXT: dict[str, dict[str, Any]] = {
 }
 
 _BART: dict[str, Any] = {
-    **_both(embed_dim=1024, ffn_embed_dim=4096, layers=12, attention_heads=16, learned_pos=True),
+    **_both(layers=12, attention_heads=16, learned_pos=True),
+    "encoder_embed_dim": 1024,
+    "encoder_ffn_embed_dim": 4096,
     "share_decoder_input_output_embed": True,
     "share_all_embeddings": True,
     "no_scale_embedding": True,
     "layernorm_embedding": True,
     "activation_fn": "gelu",
 }
-_BART_BASE = {**_BART, **_both(embed_dim=768, ffn_embed_dim=3072, layers=6, attention_heads=12)}
+_BART_BASE = {
+    **_BART,
+    **_both(layers=6, attention_heads=12),
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+}
 _MBART_BASE = {**_BART_BASE, "no_scale_embedding": False}
 _ROBERTA: dict[str, Any] = {
     "encoder_embed_dim": 768,

@@ -12,6 +12,7 @@ from typing import Any
 from ds_seq.compat.fairseq.architectures import ARCHITECTURES, LAYERS
 from ds_seq.compat.fairseq.flag import Flag, read_value
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
+from ds_seq.compat.fairseq.noise_flags import NOISE_FLAGS
 from ds_seq.compat.fairseq.task_flags import (
     CRITERION_FLAGS,
     DATA_FLAGS,
@@ -24,7 +25,8 @@ from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
 
 FLAGS: tuple[Flag, ...] = (
-    *MODEL_FLAGS, *TEXT_FLAGS, *DATA_FLAGS, *CRITERION_FLAGS, *OPTIMIZER_FLAGS, *TRAINING_FLAGS
+    *MODEL_FLAGS, *TEXT_FLAGS, *NOISE_FLAGS, *DATA_FLAGS, *CRITERION_FLAGS, *OPTIMIZER_FLAGS,
+    *TRAINING_FLAGS,
 )  # fmt: skip
 """All flags, one row each."""
 

@@ -12,10 +12,13 @@ import numpy as np
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.convolutions import FIRST_ROW, is_gated
 from ds_seq.compat.fairseq.language_models import LM_TASK
+from ds_seq.compat.fairseq.masked_models import WITH_MASK
+from ds_seq.compat.fairseq.noise import NOISY, is_noisy
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.data.fairseq import find_parts
 from ds_seq.data.fairseq_files import IndexedFile
 from ds_seq.errors import UserError
+from ds_seq.names import SPECIAL_PIECES
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.vocab_file import read_vocab_file
 
@@ -63,7 +66,7 @@ def find_sides(given: Given) -> Sides:
             "fairseq-train data-bin/x --arch transformer ..."
         )
     languages = (given["source_lang"], given["target_lang"])
-    is_text = given["task"] == LM_TASK
+    is_text = given["task"] in (LM_TASK, *NOISY)
     if is_text:
         languages = (UNKNOWN_LANGUAGE,) * 2
     elif None in languages:
@@ -150,16 +153,20 @@ def data_section(
 
 def _vocab(given: Given, sides: Sides, refusals: Refusals, notes: list[str]) -> dict[str, Any]:
     parts = [_part(given, path, refusals) for path in sides.paths]
+    if is_noisy(given):
+        parts[0]["fairseq"] |= WITH_MASK
+    added = parts[0]["fairseq"].get("added_symbols", [])
     if sides.dictionaries is None:
+        count = len(SPECIAL_PIECES) + len(added)
         notes.append(
-            f"{sides.paths[0]} is not here: set data.vocab.size to its number of lines + 4"
+            f"{sides.paths[0]} is not here: set data.vocab.size to its number of lines + {count}"
         )
         joint = sides.is_text or given["share_all_embeddings"]
         sizes: list[dict[str, int]] = [{}, {}]
     else:
         first, second = sides.dictionaries
         joint = first.symbols == second.symbols
-        sizes = [{"size": len(first)}, {"size": len(second)}]
+        sizes = [{"size": len(each.extended(added))} for each in (first, second)]
     if given["eval_bleu_remove_bpe"] is not None and len(parts[0]["fairseq"]) == 1:
         notes.append(
             "--eval-bleu-remove-bpe: add --bpe subword_nmt --bpe-codes FILE (or --bpe "

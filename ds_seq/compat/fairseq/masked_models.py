@@ -15,12 +15,17 @@ from ds_seq.compat.fairseq.language_models import both_alike
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.refusals import Refusals
 
-MASKED_TASK = "masked_language_modeling"
+_MASKED = "masked_language_modeling"
+WITH_MASK: Mapping[str, Any] = {
+    "added_symbols": ["<mask>"],
+    "source_opening": "<s>",
+    "target_opening": "<s>",
+}
+"""Options of a vocabulary with a symbol for what is masked, whose texts have a start symbol."""
 SHARES: Mapping[str, str] = {
     "mask_prob": "predicted",
     "random_token_prob": "random_tokens",
     "leave_unmasked_prob": "kept_tokens",
-    "mask_whole_words": "whole_words",
 }
 """Arguments of the task `masked_lm`, and the options of ours that they become."""
 _OF_DECODER = ("decoder_layers", "decoder_repeats", "decoder_mixer")
@@ -53,11 +58,18 @@ def masked_positions(arguments: Mapping[str, Any]) -> int:
     return int(arguments.get("max_positions") or arguments.get("tokens_per_sample") or _MOST)
 
 
-def masking(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which tokens the task `masked_lm` hides, as options of `task`."""
-    section = {"name": MASKED_TASK}
+def masking(arguments: Mapping[str, Any], has_pieces: bool) -> dict[str, Any]:
+    """Return which tokens the task `masked_lm` hides, as options of `task`.
+
+    Args:
+        arguments: all arguments, by their names with underscores.
+        has_pieces: whether the vocabulary has pieces of words; without, each token is a word.
+    """
+    section: dict[str, Any] = {"name": _MASKED}
+    if arguments.get("mask_whole_words") and has_pieces:
+        section["whole_words"] = True
     given = ((key, arguments.get(theirs)) for theirs, key in SHARES.items())
     return section | {key: value for key, value in given if value is not None}
 
 
-_MOST = 512
+_MOST = 1024

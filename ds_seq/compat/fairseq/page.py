@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from ds_seq.compat.fairseq.architectures import ARCHITECTURES
 from ds_seq.compat.fairseq.flag import Flag
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
+from ds_seq.compat.fairseq.noise_flags import NOISE_FLAGS
 from ds_seq.compat.fairseq.task_flags import CRITERION_FLAGS, DATA_FLAGS, OPTIMIZER_FLAGS
 from ds_seq.compat.fairseq.text_flags import TEXT_FLAGS
 from ds_seq.compat.fairseq.training_flags import TRAINING_FLAGS
@@ -52,6 +53,11 @@ or `--sentencepiece-model` is given.
 `transformer_lm`, `lightconv_lm`, `fconv_lm`, `lstm_lm` and their named architectures; its language
 is `und` until `data.language` names it. Blocks begin at the same tokens in each epoch, as there
 (`task.random_start: false`).
+
+`--task denoising` and `--task masked_lm` read such text, too, for BART and RoBERTa. `<mask>`
+follows the dictionary, and texts begin with `<s>`. Spans become one `<mask>` each
+(`--replace-length 1`). The end symbols of lines stay within a block, in denoising as well, where
+fairseq strips them.
 
 ## A checkpoint
 
@@ -119,6 +125,7 @@ def flags_page() -> str:
     for title, flags in (
         ("Model", MODEL_FLAGS),
         ("Language models", TEXT_FLAGS),
+        ("Denoising and masked language models", NOISE_FLAGS),
         ("Data and validation", DATA_FLAGS),
         ("Criterion", CRITERION_FLAGS),
         ("Optimizer and schedule", OPTIMIZER_FLAGS),

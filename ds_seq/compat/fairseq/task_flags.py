@@ -15,18 +15,14 @@ _ALIGNED = "there is no supervised alignment; leave it out"
 
 _CORPORA = "several languages are data.corpora and data.mixing here"
 _NOISE = (
-    "write an experiment with task: {name: denoising} (docs/PRETRAINING.md), whose noise: bart or "
-    "mbart has the settings of --mask, --insert, --permute-sentences and the like"
+    "write an experiment with task: {name: denoising} (docs/PRETRAINING.md), whose noise mbart has "
+    "the settings of --mask, --permute-sentences and the like"
 )
 ELSEWHERE: Mapping[str, str] = {
     "translation_multi_simple_epoch": _CORPORA,
     "multilingual_translation": _CORPORA,
     "translation_from_pretrained_bart": "its language tokens are not supported",
-    "denoising": _NOISE,
     "multilingual_denoising": _NOISE,
-    "masked_lm": "write an experiment with task: {name: masked_language_modeling} "
-    "(docs/PRETRAINING.md): --mask-prob is predicted, --random-token-prob random_tokens, "
-    "--leave-unmasked-prob kept_tokens",
 }
 """Tasks of fairseq whose commands are not translated, and what to do instead."""
 

@@ -18,6 +18,14 @@ from ds_seq.compat.fairseq.flag import changes
 from ds_seq.compat.fairseq.language_models import LM_TASK
 from ds_seq.compat.fairseq.masked_models import is_masked_model
 from ds_seq.compat.fairseq.model import model_section
+from ds_seq.compat.fairseq.noise import (
+    NOISY,
+    is_noisy,
+    noisy_criterion,
+    noisy_model,
+    noisy_task,
+)
+from ds_seq.compat.fairseq.noise_flags import NOISE_FLAGS
 from ds_seq.compat.fairseq.recurrent import is_lstm, lstm_section, refuse_lstm_flags
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.compat.fairseq.schedule import optimizer_section, scheduler_section
@@ -37,6 +45,7 @@ COMMAND = "from-fairseq"
 
 _TASKS = (
     LM_TASK,
+    *NOISY,
     "translation",
     "translation_with_kd",
     "seq2seq_lm_distillation",
@@ -84,9 +93,9 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
     _check_task(given, refusals)
     for dest, value in given.values.items():
         flag = BY_DEST[dest]
-        is_misplaced = not is_text(given) and (dest in ADAPTIVE or flag in TEXT_FLAGS)
-        if (flag.fate == "refused" or is_misplaced) and changes(flag, value):
-            refusals.add(f"{flag.names[0]}: {flag.note or 'belongs to language models'}")
+        owner = _owner_elsewhere(given, dest)
+        if (flag.fate == "refused" or owner) and changes(flag, value):
+            refusals.add(f"{flag.names[0]}: {flag.note or f'belongs to {owner}'}")
         if dest in LAYERS and isinstance(value, str) and not is_gated(given):
             refusals.add(f"{flag.names[0]}: a list belongs to --arch fconv; give a number")
     refusals.raise_any(COMMAND)
@@ -101,9 +110,9 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
         "name": name,
         **_run_dir(given),
         "data": data_section(given, name, sides, refusals, notes),
-        **({"task": task_section(given, refusals, notes)} if is_text(given) else {}),
-        "model": _model(given, refusals),
-        "criterion": text_criterion(given) or criterion.section(),
+        **_task(given, refusals, notes),
+        "model": _model(given, refusals, notes),
+        "criterion": _own_criterion(given, refusals) or criterion.section(),
         "optimizer": optimizer_section(given, refusals, notes),
         "scheduler": scheduler_section(given, refusals, notes),
         "train": train.train_section(),
@@ -131,7 +140,30 @@ def translate(given: Given, valid: tuple[str, str] | None = None) -> Translation
     )
 
 
-def _model(given: Given, refusals: Refusals) -> dict[str, Any]:
+def _own_criterion(given: Given, refusals: Refusals) -> dict[str, Any] | None:
+    """Return the section of a criterion that belongs to a task; None for another criterion."""
+    return noisy_criterion(given, refusals) or text_criterion(given)
+
+
+def _owner_elsewhere(given: Given, dest: str) -> str:
+    """Return what a flag belongs to, if the command is of something else; else nothing."""
+    flag = BY_DEST[dest]
+    if dest in ADAPTIVE and not is_text(given):
+        return "language models"
+    if flag in TEXT_FLAGS and not (is_text(given) or is_noisy(given)):
+        return "language models"
+    return f"--task {' and '.join(NOISY)}" if flag in NOISE_FLAGS and not is_noisy(given) else ""
+
+
+def _task(given: Given, refusals: Refusals, notes: list[str]) -> dict[str, Any]:
+    if is_noisy(given):
+        return {"task": noisy_task(given, refusals, notes)}
+    return {"task": task_section(given, refusals, notes)} if is_text(given) else {}
+
+
+def _model(given: Given, refusals: Refusals, notes: list[str]) -> dict[str, Any]:
+    if is_noisy(given):
+        return noisy_model(given, refusals, notes)
     if is_text(given):
         return text_model(given, refusals)
     if is_masked_model(given):
@@ -160,7 +192,8 @@ def _name(given: Given, sides: Sides) -> str:
     folder = given["save_dir"].rstrip("/")
     name = Path(folder).name if folder != _DEFAULT_SAVE_DIR else ""
     name = re.sub(r"[^\w.+-]", "-", name).strip(".-")
-    return name or ("lm" if sides.is_text else "-".join(sides.languages))
+    text = "lm" if is_text(given) else given["task"]
+    return name or (text if sides.is_text else "-".join(sides.languages))
 
 
 def _run_dir(given: Given) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ds_seq import cli
-from ds_seq.compat.fairseq.architectures import ARCHITECTURES
+from ds_seq.compat.fairseq.architectures import ARCHITECTURES, ROBERTAS
 from ds_seq.compat.fairseq.command import BY_DEST, BY_NAME, FLAGS, Given, read_command
 from ds_seq.compat.fairseq.page import flags_page
 from ds_seq.compat.fairseq.text_model import LANGUAGE_MODELS
@@ -34,8 +34,9 @@ OTHER_DEFAULTS = {
     "--combine-valid-subsets", "--combine-val", "--update-freq", "--lr", "--source-lang",
     "--target-lang", "--gpt2-encoder-json", "--gpt2-vocab-bpe", "--adam-betas", "--momentum",
     "--warmup-updates", "--lr-period-updates", "-s", "-t", "--groups", "--loss-weights",
-    "--eval-bleu-args",
+    "--eval-bleu-args", "--tokens-per-sample",
 }  # fmt: skip
+OTHER_KINDS = ("--permute-sentences",)  # a share, of which fairseq 0.12 reads whole ones only
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ def test_every_flag_of_fairseq_has_a_row_that_reads_it() -> None:
     for name, uses in RECORDED["flags"].items():
         flag = BY_NAME[name]
         for kind, default in uses:
-            assert flag.kind == kind or (kind == "other" and flag.kind not in ("switch", "off"))
+            is_other = kind == "other" and flag.kind not in ("switch", "off")
+            assert flag.kind == kind or is_other or name in OTHER_KINDS
             is_compared = flag.kind != "text" and name not in OTHER_DEFAULTS
             if default is not None and is_compared:
                 assert flag.default == default, name
@@ -177,13 +179,16 @@ REFUSED = [
     (["--sample-break-mode", "eos"], "--sample-break-mode: `none`, `eos`"),
     (["--encoder-layers", "[(8, 3)]"], "--encoder-layers: a list belongs to --arch fconv"),
     (["--arch", "lstm_lm"], "--arch lstm_lm: belongs to --task language_modeling"),
-    (["--task", "masked_lm", "--mask-prob", "0.2"], "--task masked_lm: not .*--mask-prob is pred"),
-    (["--task=denoising", "--mask", "0.3"], "--task denoising: not supported; write an experi"),
+    (
+        ["--task", "masked_lm", "--mask-prob", "0.2"],
+        "--arch transformer_tiny: --task masked_lm goes",
+    ),
+    (["--task=multilingual_denoising", "--mask", "0.3"], "not supported; write an experiment"),
     (["--encoder-layers", "4", "--dropuot", "0.1"], "no flag --dropuot .*did you mean '--dropout'"),
     (["--optimizer", "lamb"], "--optimizer lamb: not supported; there are adam"),
     (["--lr-scheduler", "tri_stage"], "--lr-scheduler tri_stage: not supported"),
     (["--criterion", "ctc"], "--criterion ctc: give one of cross_entropy"),
-    (["--task", "denoising"], "--task denoising: not supported"),
+    (["--mask", "0.3"], "--mask: which one, --mask-length says"),
     (["--arch", "lightconvv"], "--arch lightconvv: no such .*did you mean 'lightconv'"),
     (["--arch", "lightconv", "--encoder-glu", "maybe"], "--encoder-glu maybe: give True or False"),
     (["--weight-dropout", "0.1"], "--weight-dropout: belongs to --arch lightconv"),
@@ -240,10 +245,10 @@ def test_files_are_written_and_accepted(
 
 
 def test_all_architectures_are_valid_models(data: Path) -> None:
-    others = (*RECURRENT_PRESETS, *CONVOLUTIONAL_PRESETS)
+    others = (*RECURRENT_PRESETS, *CONVOLUTIONAL_PRESETS, *ROBERTAS)
     for arch in (n for n in ARCHITECTURES if n not in others and not n.startswith(LANGUAGE_MODELS)):
         more = ["--deepspeed_moe", "enc,dec", "--num-experts", "2"] * ("moe" in arch)
-        assert model_of(*more, data=data, arch=arch)["d_model"] in (64, 512, 1024, 1536)
+        assert model_of(*more, data=data, arch=arch)["d_model"] in (64, 512, 768, 1024, 1536)
 
 
 @pytest.mark.parametrize("arch", sorted(RECURRENT_PRESETS))

@@ -10,12 +10,12 @@ from typing import Any
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.data import UNKNOWN_LANGUAGE
 from ds_seq.compat.fairseq.language_models import LM_TASK
-from ds_seq.compat.fairseq.masked_models import is_masked_model, masking
+from ds_seq.compat.fairseq.masked_models import WITH_MASK, is_masked_model, masking
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.arguments import is_language_model
-from ds_seq.runs.formats.fairseq.languages import DENOISING, WITH_MASK, language_options
+from ds_seq.runs.formats.fairseq.languages import DENOISING, language_options
 from ds_seq.text.build import train_tokenizers
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.tokenizer import Tokenizers
@@ -131,6 +131,7 @@ class Described:
                 "--target-dict, --target-lang: a language model has one side; leave it out"
             )
         is_masked = is_masked_model(self.given)
+        has_pieces = bool(vocabulary.codes or vocabulary.sentencepiece)
         section = vocabulary.section(vocabulary.dictionary, WITH_MASK if is_masked else {})
         if vocabulary.user_symbols:
             section["user_symbols"] = list(vocabulary.user_symbols)
@@ -143,7 +144,7 @@ class Described:
                 "vocab": {"name": "fairseq_dict", **section},
             },
             "task": {
-                **(masking(self.arguments) if is_masked else {"name": LM_TASK}),
+                **(masking(self.arguments, has_pieces) if is_masked else {"name": LM_TASK}),
                 "block_tokens": min(length, self.arguments.get("tokens_per_sample") or length),
             },
         }

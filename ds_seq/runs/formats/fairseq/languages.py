@@ -12,19 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ds_seq.compat.fairseq.masked_models import WITH_MASK
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
 from ds_seq.text.vocab_file import read_vocab_file
 
 _TASK = "translation_multi_simple_epoch"
 DENOISING = "denoising"
-_MASK, _START = "<mask>", "<s>"
-WITH_MASK: Mapping[str, Any] = {
-    "added_symbols": [_MASK],
-    "source_opening": _START,
-    "target_opening": _START,
-}
-"""Options of a vocabulary with a symbol for what is masked, whose texts have a start symbol."""
+_MASK = "<mask>"
 _STYLES = {"multilingual": "__{}__", "mbart": "[{}]"}
 
 
