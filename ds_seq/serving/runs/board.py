@@ -134,7 +134,7 @@ class Board:
         self._last[name] = state
         record = asdict(state)
         record.pop("folder")
-        record["error"] = state.error or self._complaint(name)
+        record["error"] = "; ".join(filter(None, (state.error, self._complaint(name))))
         return Row(**record)
 
     def _complaint(self, name: str) -> str:
