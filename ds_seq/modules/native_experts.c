@@ -44,7 +44,7 @@ INLINE void outer_tile(const int rows, const int vectors, const float *left, int
     for (int i = 0; i < rows && i < valid; i++)
         for (int j = 0; j < vectors; j++) {
             Lanes y = sums[i][j];
-            if (relu) y = (Lanes)((y > 0.0f) & (Words)y);
+            if (relu) y = positive(y);
             store(out + i * out_row + j * LANES, y);
         }
 }

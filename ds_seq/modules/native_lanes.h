@@ -21,6 +21,11 @@ INLINE Lanes larger(Lanes x, Lanes y) { /* y where x is NaN */
     return (Lanes)((choice & (Words)x) | (~choice & (Words)y));
 }
 
+INLINE Lanes positive(Lanes x) { /* NaN stays */
+    const Words negative = x < 0.0f;
+    return (Lanes)(~negative & (Words)x);
+}
+
 /* Lane i of the result is lane i + distance, counted around. */
 #define FROM(i, distance) (((i) + (distance)) % LANES)
 #define TURNED(x, n)                                                                               \

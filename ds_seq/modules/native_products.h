@@ -8,11 +8,6 @@
 #include "native_lanes.h"
 #include "native_step.h"
 
-INLINE Lanes positive(Lanes x) { /* NaN stays */
-    const Words negative = x < 0.0f;
-    return (Lanes)(~negative & (Words)x);
-}
-
 INLINE Lanes negative_magnitude(Lanes x) { return (Lanes)((Words)x | INT32_MIN); }
 
 INLINE Lanes sigmoid(Lanes x) {

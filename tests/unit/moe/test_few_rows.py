@@ -110,3 +110,11 @@ def test_other_tensors_are_left_to_the_loop(library) -> None:
     assert not few_rows.serves(torch.randn(8, 24), weight)
     assert not few_rows.serves(torch.randn(10_000, 32), weight)
     assert not few_rows.serves(x[:0], weight)
+
+
+def test_a_nan_is_not_hidden_by_the_activation(library) -> None:
+    x = torch.ones(int(COUNTS.sum()), D_MODEL)
+    x[2, 5] = torch.nan
+    net = [None if each is None else each.detach() for each in _net("relu", False)]
+    y = few_rows.few_rows(x, *net, None, ACTIVATIONS["relu"], COUNTS)
+    assert y[2].isnan().all() and y.isnan().sum() == D_MODEL
