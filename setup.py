@@ -1,6 +1,7 @@
 """Package metadata and dependencies, and their only home: pyproject.toml holds tool settings."""
 
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -81,10 +82,13 @@ DEV = [*TEST, *DOCS, "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
 
 # Kernels of a search on a CPU, called through ctypes. Optional: without a compiler that knows GCC's
 # vectors, the installation continues, and PyTorch's operators are used.
+MODULES = ROOT / "ds_seq" / "modules"
+SOURCES = runpy.run_path(str(MODULES / "native_sources.py"))["digest"]()
 NATIVE = Extension(
     "ds_seq.modules._native",
-    sorted(f"ds_seq/modules/{path.name}" for path in (ROOT / "ds_seq/modules").glob("native*.c")),
-    depends=[f"ds_seq/modules/{path.name}" for path in (ROOT / "ds_seq/modules").glob("native*.h")],
+    sorted(f"ds_seq/modules/{path.name}" for path in MODULES.glob("native*.c")),
+    depends=[f"ds_seq/modules/{path.name}" for path in MODULES.glob("native*.h")],
+    define_macros=[("DS_SEQ_SOURCES", f'"{SOURCES}"')],
     extra_compile_args=["-O3", "-Wno-psabi"],
     optional=True,
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import warnings
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from ds_seq.modules import native
+from ds_seq.modules.native_sources import digest
 
 FOLDER = Path(native.__file__).parent
 
@@ -18,17 +20,19 @@ FOLDER = Path(native.__file__).parent
 @cache
 def kernels(folder: Path) -> ctypes.CDLL:
     """Return the kernels; `folder` is for what is compiled. Without a compiler, the test skips."""
-    sources = sorted(FOLDER.glob("native*.c"))
-    newest = max(path.stat().st_mtime for path in (*sources, *FOLDER.glob("native*.h")))
     for installed in FOLDER.glob("_native.*"):
-        found = native.load(installed) if installed.stat().st_mtime > newest else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other sources
+            found = native.load(installed)
         if found is not None:
             return found
+    sources = sorted(FOLDER.glob("native*.c"))
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("no gcc")
     path = folder / "native.so"
-    command = [compiler, "-O3", "-Wno-psabi", "-shared", "-fPIC", "-o", path, *sources, "-lm"]
+    options = ["-O3", "-Wno-psabi", "-shared", "-fPIC", f'-DDS_SEQ_SOURCES="{digest()}"']
+    command = [compiler, *options, "-o", path, *sources, "-lm"]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("gcc is older than 12")
     compiled = native.load(path)

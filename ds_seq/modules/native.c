@@ -8,6 +8,11 @@
 
 #include "native_scores.h"
 
+#ifndef DS_SEQ_SOURCES
+#define DS_SEQ_SOURCES ""
+#endif
+const char ds_seq_sources[17] = DS_SEQ_SOURCES; /* native_sources.py */
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

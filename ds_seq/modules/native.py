@@ -17,12 +17,15 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import warnings
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ds_seq.modules.native_sources import digest
 
 # those of native_lanes.h
 LANES = 16
@@ -44,7 +47,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """Return the kernels in a file, or None if they are of another machine or version."""
+    """Return the kernels in a file, or None if they are of another machine or other sources."""
     arguments = {
         "ds_seq_attend": [*[_ADDRESS] * 7, ctypes.c_float],
         "ds_seq_best": [*[_ADDRESS] * 5, *[_NUMBER] * 4],
@@ -61,13 +64,31 @@ def load(path: Path) -> ctypes.CDLL | None:
     }
     try:
         kernels = ctypes.CDLL(str(path))
+        if not _is_of_these_sources(kernels):
+            warnings.warn(
+                f"{path} is not used, as its sources have changed, and PyTorch's operators are "
+                "slower; compile it again: pip install -e .",
+                stacklevel=2,
+            )
+            return None
         for name, types in arguments.items():
             kernel = getattr(kernels, name)
             kernel.argtypes = types
             kernel.restype = _NUMBER if name.endswith(("step", "encode")) else None
-    except (OSError, AttributeError):  # of an earlier version, which lacks kernels
+    except OSError:
         return None
     return kernels
+
+
+def _is_of_these_sources(kernels: ctypes.CDLL) -> bool:
+    sources = digest()
+    if sources is None:
+        return True
+    try:
+        compiled = (ctypes.c_char * (len(sources) + 1)).in_dll(kernels, "ds_seq_sources").value
+    except ValueError:  # of a version that did not have it
+        return False
+    return bool(compiled == sources.encode())
 
 
 def _is_plain(x: Tensor) -> bool:

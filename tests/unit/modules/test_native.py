@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from ds_seq.modules import native
+from ds_seq.modules import native, native_sources
 from ds_seq.modules.attention import attend
 from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.search.top_k import top_continuations
+from tests.native_kernels import FOLDER
 from tests.native_kernels import kernels as kernels_in
 
 
@@ -153,3 +156,14 @@ def test_what_cannot_be_loaded_is_not_used(tmp_path, monkeypatch):
     assert native.load(broken) is None
     monkeypatch.setenv("DS_SEQ_NATIVE", "0")
     assert native.library.__wrapped__() is None
+
+
+def test_kernels_of_other_sources_are_not_called(compiled, tmp_path, monkeypatch):
+    for file in FOLDER.glob("native*"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(native_sources, "__file__", str(tmp_path / "native_sources.py"))
+    assert native.load(Path(compiled._name)) is not None
+    header = tmp_path / "native_step.h"
+    header.write_text(header.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="its sources have changed.* pip install"):
+        assert native.load(Path(compiled._name)) is None
