@@ -17,9 +17,26 @@ import pytest
 
 selenium = pytest.importorskip("selenium", reason="needs the package selenium")
 from selenium import webdriver  # noqa: E402
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+__all__ = [
+    "MARKS",
+    "By",
+    "Keys",
+    "Page",
+    "Select",
+    "all_of",
+    "colors",
+    "opened",
+    "picture",
+    "set_dark",
+    "texts",
+    "until",
+]
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MARKS = [
@@ -51,7 +68,9 @@ def opened(url: str, ready: Callable[[Page], object]) -> Iterator[Page]:
 
 
 def until(page: Page, condition: Callable[[], object]) -> None:
-    WebDriverWait(page, 60).until(lambda _: condition())
+    """Wait for a condition; elements that the page replaces meanwhile are looked up again."""
+    wait = WebDriverWait(page, 60, ignored_exceptions=[StaleElementReferenceException])
+    wait.until(lambda _: condition())
 
 
 def all_of(page: Page, selector: str) -> list[Any]:
@@ -60,7 +79,12 @@ def all_of(page: Page, selector: str) -> list[Any]:
 
 
 def texts(page: Page, selector: str) -> list[str]:
-    return [element.text for element in all_of(page, selector)]
+    """The texts of the elements, read at once: the page may replace them at any time."""
+    script = (
+        "return [...document.querySelectorAll(arguments[0])].map(each => each.innerText.trim())"
+    )
+    found: list[str] = page.execute_script(script, selector)
+    return found
 
 
 def picture(page: Page, name: str, width: int) -> None:
@@ -71,6 +95,7 @@ def picture(page: Page, name: str, width: int) -> None:
         page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     if PICTURES is not None:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
         page.save_screenshot(str(Path(PICTURES) / f"{name}.png"))
 
 

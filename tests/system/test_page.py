@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
 
 from tests.system import browser
-from tests.system.browser import Page, all_of, colors, opened, picture, set_dark, texts, until
+from tests.system.browser import (
+    By,
+    Keys,
+    Page,
+    Select,
+    all_of,
+    colors,
+    opened,
+    picture,
+    set_dark,
+    texts,
+    until,
+)
 from tests.system.test_serve import LINES, RUNS, served
 
 pytestmark = browser.MARKS

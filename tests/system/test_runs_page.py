@@ -12,13 +12,21 @@ import pytest
 from ds_seq.text.samples import format_samples
 from ds_seq.training.run_log import RunLog
 from tests.system import browser
-from tests.system.browser import Page, all_of, colors, opened, picture, set_dark, texts, until
+from tests.system.browser import (
+    By,
+    Keys,
+    Page,
+    Select,
+    all_of,
+    colors,
+    opened,
+    picture,
+    set_dark,
+    texts,
+    until,
+)
 from tests.system.test_serve import served
 from tests.unit.reports.written_run import make_run
-
-from selenium.webdriver.common.by import By  # isort: skip
-from selenium.webdriver.common.keys import Keys  # isort: skip
-from selenium.webdriver.support.ui import Select  # isort: skip
 
 pytestmark = browser.MARKS
 MARKUP = "<img src=x onerror=document.title='taken'>"
@@ -67,8 +75,7 @@ def choose(page: Page, part: str, key: str, text: str) -> None:
 
 
 def row(page: Page, name: str) -> str:
-    found = [row.text for row in all_of(page, "#runs tbody tr") if name in row.text]
-    return str(found[0]) if found else ""
+    return next((text for text in texts(page, "#runs tbody tr") if name in text), "")
 
 
 def test_what_is_selected_is_shown_in_every_part(page: Page) -> None:

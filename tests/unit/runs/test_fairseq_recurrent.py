@@ -85,7 +85,7 @@ def test_a_model_is_taken_whole(
         (
             {"arch": "masked_lm"},
             {},
-            "--arch masked_lm: only Transformers, BART, lightconv and fconv of fairseq can be",
+            "--arch masked_lm: only Transformers, BART, RoBERTa, lightconv and fconv of fairseq",
         ),
         ({"encoder_hidden_size": None}, {}, "--encoder-hidden-size None: the checkpoint should"),
         ({"decoder_hidden_size": 9}, {}, "the arguments of the checkpoint say"),
