@@ -129,12 +129,15 @@ def fit(
     from ds_seq.training.run import run_training  # imports DeepSpeed
 
     atexit.register(distributed.shutdown)  # one process group for all trainings of the process
-    with trusting(trust):
-        return run_training(
-            lambda: read_experiment(experiment, overrides, TRAINING),
-            resume=resume,
-            overwrite=overwrite,
-            checkpoint=checkpoint,
-            allow_changes=allow_changes,
-            on_figures=on_figures,
-        )
+    try:
+        with trusting(trust):
+            return run_training(
+                lambda: read_experiment(experiment, overrides, TRAINING),
+                resume=resume,
+                overwrite=overwrite,
+                checkpoint=checkpoint,
+                allow_changes=allow_changes,
+                on_figures=on_figures,
+            )
+    finally:
+        distributed.withdraw()

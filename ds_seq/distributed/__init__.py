@@ -30,6 +30,7 @@ from ds_seq.distributed.group import (
     rank,
     shutdown,
     watched,
+    withdraw,
     world_size,
 )
 from ds_seq.distributed.launch import World, discover, free_port
@@ -64,5 +65,6 @@ __all__ = [
     "shutdown",
     "sum_over_ranks",
     "watched",
+    "withdraw",
     "world_size",
 ]

@@ -22,7 +22,8 @@ from ds_seq.errors import UserError
 
 _TIMEOUT = timedelta(minutes=30)
 _store: dist.Store | None = None  # where the ranks have met
-_replaced: Mapping[str, str | None] = {}  # variables of the launcher before `init` changed them
+_own: Mapping[str, str] = {}  # variables that `init` sets
+_replaced: Mapping[str, str | None] = {}  # what they were before; empty while they are not set
 
 
 def init(world: World) -> None:
@@ -38,6 +39,7 @@ def init(world: World) -> None:
     from deepspeed.accelerator import get_accelerator
 
     if dist.is_initialized():
+        _announce(_own)
         return
     on_cpu = world.device.type == "cpu"
     if on_cpu:
@@ -58,7 +60,7 @@ def init(world: World) -> None:
     }
     if world.local_rank < world.local_size:  # else the launcher has not said how many there are
         variables["LOCAL_SIZE"] = str(world.local_size)
-    _set_variables(variables)
+    _announce(variables)
     global _store
     try:
         _store = roll_call(world) if world.size > 1 else None
@@ -74,18 +76,27 @@ def init(world: World) -> None:
         ) from error
 
 
-def _set_variables(values: Mapping[str, str | None]) -> None:
-    """Set environment variables, those that are None to nothing, and remember what they were.
+def _announce(variables: Mapping[str, str]) -> None:
+    """Set environment variables for DeepSpeed, and remember what they were."""
+    global _own, _replaced
+    withdraw()
+    _own, _replaced = variables, {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
 
-    What this process has said to DeepSpeed must not reach a process that it starts later.
+
+def withdraw() -> None:
+    """Restore the environment of the launcher; the group stays, for a later `init`.
+
+    What this process has said to DeepSpeed must not reach a process that it starts later: that one
+    would wait at the port of this one.
     """
     global _replaced
-    _replaced = {name: os.environ.get(name) for name in values}
-    for name, value in values.items():
+    for name, value in _replaced.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    _replaced = {}
 
 
 def shutdown() -> None:
@@ -94,7 +105,7 @@ def shutdown() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         _store = None
-        _set_variables(_replaced)
+        withdraw()
         # A gloo thread releases its last tensors after the collective has returned. If the
         # interpreter exits meanwhile, the thread aborts the process; sleeping gives it the GIL.
         time.sleep(0.2)

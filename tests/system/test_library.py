@@ -11,12 +11,18 @@ from tests.system.forked import generate
 from tests.system.runs import NO_VALIDATION, TINY, Lab
 
 _SCRIPT = """\
-import json, sys
+import json, os, subprocess, sys
 import ds_seq
+before = dict(os.environ)
 folder, overrides = sys.argv[1], sys.argv[2:]
 ds_seq.prepare(f"{folder}/dense.yaml")
 first = ds_seq.fit(f"{folder}/dense.yaml", *overrides, "train.max_updates=2")
 second = ds_seq.fit(f"{folder}/dense.yaml", *overrides, "train.max_updates=3", resume=True)
+changed = sorted(
+    name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)
+)
+command = [sys.executable, "-m", "ds_seq", "train", f"{folder}/dense.yaml", *overrides]
+other = subprocess.run([*command, "train.max_updates=4", "--resume"], capture_output=True)
 try:
     ds_seq.fit({"name": "x", "data": {"dir": "d", "source_lang": "en"}})
 except ds_seq.UserError as error:
@@ -26,6 +32,8 @@ json.dump({
     "ends": [(end.reason, end.update, end.best_score, end.best_by) for end in (first, second)],
     "folder": str(second.folder),
     "said": said,
+    "changed": changed,
+    "other": (other.returncode, other.stderr.decode()),
     "text": model.translate(["the man sees two books today"]),
 }, open(f"{folder}/library.json", "w"))
 """
@@ -41,6 +49,8 @@ def test_prepare_fit_and_translate(lab: Lab, tmp_path: Path) -> None:
     assert found["folder"] == str(folder)
     assert found["ends"] == [["max_updates", n, None, "bleu"] for n in (2, 3)]
     assert found["said"].splitlines()[0].startswith("experiment: data.target_lang: missing")
+    assert not {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"} & {*found["changed"]}
+    assert found["other"][0] == 0, found["other"][1]
     text = tmp_path / "text"
     text.write_text("the man sees two books today\n")
     arguments = ("--checkpoint", "last", "--input", text, "--device", "cpu")
