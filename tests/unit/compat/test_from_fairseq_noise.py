@@ -14,31 +14,18 @@ from ds_seq.compat.fairseq.architectures import BARTS, ROBERTAS
 from ds_seq.compat.fairseq.command import BY_DEST, Given, read_command
 from ds_seq.compat.fairseq.translate import translate
 from ds_seq.config.load import read_experiment
-from ds_seq.data.fairseq_write import indexed_writer
-from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
+from tests.unit.compat.one_side import LINES, WORDS
 
 RECORDED = json.loads(
     (Path(__file__).parents[2] / "data" / "fairseq_flags.json").read_text(encoding="utf-8")
 )["noisy_models"]
 TRAINING = ["--optimizer", "adam", "--lr", "0.001", "--max-tokens", "2048", "--max-update", "2"]
 SMALL = [f"--encoder-{n}" for n in ("embed-dim=8", "ffn-embed-dim=8", "layers=1")]
-WORDS, START, PAD, END, MASK = 30, 0, 1, 2, 34
-LINES = [[5, 6, 7, END], [END], [8, 9, END], [10, 11, 12, 13, 14, END], [END], [15, END]]
+START, PAD, END, MASK = 0, 1, 2, WORDS + 4
 # what follows from other arguments, and what none of them has
 UNREAD = ("decoder_embed_dim", "decoder_ffn_embed_dim", "decoder_input_dim", "decoder_output_dim")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `fairseq-preprocess --only-source` makes of six lines."""
-    folder = tmp_path_factory.mktemp("text")
-    for split in ("train", "valid"):
-        with indexed_writer(folder / split, WORDS + 4) as writer:
-            writer.add(TokenBlock.of(LINES))
-    (folder / "dict.txt").write_text("".join(f"w{n} {WORDS - n}\n" for n in range(WORDS)))
-    return folder
 
 
 def words_of(arch: str, *flags: str, folder: object = "nowhere") -> list[str]:
@@ -69,17 +56,17 @@ def test_all_architectures_are_known() -> None:
     assert RECORDED.keys() == {*BARTS, *ROBERTAS}
 
 
-def test_text_of_one_side_is_hidden_and_restored_where_it_is(data: Path, tmp_path: Path) -> None:
+def test_text_of_one_side_is_hidden_and_restored(one_side: Path, tmp_path: Path) -> None:
     """Blocks are of whole texts; only they begin with the start symbol."""
     flags = [*SMALL, "--encoder-attention-heads", "2", "--tokens-per-sample", "40"]
     flags += ["--mask-prob", "0.4", "--mask-whole-words"]
-    words = words_of("roberta", *flags, folder=data)
+    words = words_of("roberta", *flags, folder=one_side)
     assert cli.main(["from-fairseq", "--out", str(tmp_path / "new"), "--", *words]) == 0
     path = tmp_path / "new" / "experiment.yaml"
     text = path.read_text().replace("dir: data/masked_lm", f"dir: {tmp_path}/shards")
     path.write_text(text)
     assert cli.main(["prepare", str(path)]) == 0
-    config = read_experiment(experiment_of("roberta", *flags, folder=data))
+    config = read_experiment(experiment_of("roberta", *flags, folder=one_side))
     assert config.task.predicted == 0.4
     assert not config.task.whole_words  # each symbol of the dictionary is a word
     settings = config.data.model_copy(update={"dir": str(tmp_path / "shards")})
@@ -109,8 +96,8 @@ NOISES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("flags", "noise"), NOISES)
-def test_the_noise_is_that_of_the_flags(flags: str, noise: dict[str, Any], data: Path) -> None:
-    task = read_experiment(experiment_of("bart_base", *flags.split(), folder=data)).task
+def test_the_noise_is_that_of_the_flags(flags: str, noise: dict[str, Any], one_side: Path) -> None:
+    task = read_experiment(experiment_of("bart_base", *flags.split(), folder=one_side)).task
     assert noise.items() <= vars(task.noise).items()
     assert (task.blocks, task.block_tokens, task.random_start) == ("document", 512, False)
 

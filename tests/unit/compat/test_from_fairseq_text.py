@@ -17,10 +17,9 @@ from ds_seq.compat.fairseq.translate import translate
 from ds_seq.config.load import read_experiment
 from ds_seq.config.model.convolutional import CONVOLUTIONAL_PRESETS, ConvolutionalConfig
 from ds_seq.data.fairseq import FairseqSource
-from ds_seq.data.fairseq_write import indexed_writer
-from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
+from tests.unit.compat.one_side import LINES, WORDS
 
 RECORDED = json.loads(
     (Path(__file__).parents[2] / "data" / "fairseq_flags.json").read_text(encoding="utf-8")
@@ -29,18 +28,6 @@ RECORDED = json.loads(
 FOLLOWS = ("conv_dim", "input_dim", "output_dim", "dropout_in", "dropout_out", "hidden_size")
 OTHER_FORMS = ("weight_dropout", "weight_softmax", "decoder_glu", "decoder_layers")
 TRAINING = ["--optimizer", "adam", "--lr", "0.001", "--max-tokens", "2048", "--max-update", "2"]
-WORDS, LINES = 30, [[5, 6, 7, 2], [2], [8, 9, 2], [10, 11, 12, 13, 14, 2], [2], [15, 2]]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `fairseq-preprocess --only-source` makes of six lines."""
-    folder = tmp_path_factory.mktemp("text")
-    for split in ("train", "valid"):
-        with indexed_writer(folder / split, WORDS + 4) as writer:
-            writer.add(TokenBlock.of(LINES))
-    (folder / "dict.txt").write_text("".join(f"w{n} {WORDS - n}\n" for n in range(WORDS)))
-    return folder
 
 
 def words_of(arch: str, *flags: str, folder: object = "nowhere") -> list[str]:
@@ -92,16 +79,16 @@ def test_gated_convolutions_are_those_of_the_flags(preset: str) -> None:
     assert other["model"]["decoder_convolutions"] == [[64, 3], [64, 3], [32, 1, 2]]
 
 
-def test_text_of_one_side_is_trained_on_where_it_is(data: Path, tmp_path: Path) -> None:
+def test_text_of_one_side_is_trained_on_where_it_is(one_side: Path, tmp_path: Path) -> None:
     small = ["--decoder-embed-dim", "8", "--decoder-ffn-embed-dim", "8", "--decoder-layers", "1"]
     small += ["--decoder-attention-heads", "2", "--tokens-per-sample", "7"]
-    words = words_of("transformer_lm_gpt", *small, folder=data)
+    words = words_of("transformer_lm_gpt", *small, folder=one_side)
     assert cli.main(["from-fairseq", "--out", str(tmp_path / "new"), "--", *words]) == 0
     path = tmp_path / "new" / "experiment.yaml"
     text = path.read_text().replace("dir: data/lm", f"dir: {tmp_path}/shards")
     path.write_text(text.replace("run_dir", "# run_dir"))
     assert cli.main(["prepare", str(path)]) == 0
-    config = read_experiment(experiment_of("transformer_lm_gpt", *small, folder=data))
+    config = read_experiment(experiment_of("transformer_lm_gpt", *small, folder=one_side))
     settings = config.data.model_copy(update={"dir": str(tmp_path / "shards")})
     dataset = build_task(config.task, settings).dataset("train")
     found = np.concatenate([build for build in _labels(dataset)])
@@ -112,16 +99,16 @@ def _labels(dataset: Any) -> list[Any]:
     return [dataset.gather(np.array([n])).block.tokens for n in range(len(dataset))]
 
 
-def test_adaptive_parts_and_lines(data: Path) -> None:
+def test_adaptive_parts_and_lines(one_side: Path) -> None:
     bands = ["--adaptive-softmax-cutoff", "10,20", "--criterion", "adaptive_loss"]
-    experiment = experiment_of("lstm_lm", *bands, "--sample-break-mode", "eos", folder=data)
+    experiment = experiment_of("lstm_lm", *bands, "--sample-break-mode", "eos", folder=one_side)
     assert experiment["task"]["blocks"] == "line" and not experiment["task"]["random_start"]
     assert experiment["model"]["adaptive"]["cutoffs"] == [10, 20]
     characters = ["--character-embeddings", "--char-embedder-highway-layers", "1"]
-    read = experiment_of("transformer_lm_gpt", *characters, folder=data)["model"]
+    read = experiment_of("transformer_lm_gpt", *characters, folder=one_side)["model"]
     assert read["character_embeddings"]["highway_layers"] == 1
     assert len(read["character_embeddings"]["filters"]) == 7
-    plain = experiment_of("lstm_lm", "--share-decoder-input-output-embed", folder=data)["model"]
+    plain = experiment_of("lstm_lm", "--share-decoder-input-output-embed", folder=one_side)["model"]
     assert "adaptive" not in plain and plain["share_embeddings"] == "all"
     config = read_experiment(experiment)
     assert config.data.language == "und" and config.data.vocab.size == WORDS + 4
@@ -157,14 +144,14 @@ def test_what_cannot_be_translated_is_refused_by_name(
 
 
 def test_files_of_one_side_that_are_missing_or_pairs_are_named(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_side: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = experiment_of("transformer_lm_gpt", folder=data)
+    given = experiment_of("transformer_lm_gpt", folder=one_side)
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "train.en-de.en.idx").write_bytes(b"")
     for folder, words in ((tmp_path, "has no train.idx"), (tmp_path / "pairs", "it has pairs")):
         given["data"]["source"]["folders"] = [str(folder)]
-        given["data"]["vocab"]["fairseq"]["dictionary"] = str(data / "dict.txt")
+        given["data"]["vocab"]["fairseq"]["dictionary"] = str(one_side / "dict.txt")
         (tmp_path / "x.yaml").write_text(json.dumps(given))
         assert cli.main(["prepare", str(tmp_path / "x.yaml")]) == 2
         assert words in capsys.readouterr().err
@@ -173,14 +160,14 @@ def test_files_of_one_side_that_are_missing_or_pairs_are_named(
         read_experiment(given)
 
 
-def test_blocks_come_from_all_parts(data: Path, tmp_path: Path) -> None:
-    given = read_experiment(experiment_of("transformer_lm_gpt", folder=data))
+def test_blocks_come_from_all_parts(one_side: Path, tmp_path: Path) -> None:
+    given = read_experiment(experiment_of("transformer_lm_gpt", folder=one_side))
     (tmp_path / "x.yaml").write_text(json.dumps(given.model_dump(exclude_unset=True)))
     settings = given.data.model_copy(update={"dir": str(tmp_path)})
     from ds_seq.text.build import train_tokenizers
 
     tokenizers = train_tokenizers(settings, [])
-    source = FairseqSource([data, data], "train", (), tokenizers)
+    source = FairseqSource([one_side, one_side], "train", (), tokenizers)
     assert source.lengths.shape == (2 * len(LINES), 1)
     (block,) = source.gather(np.array([3, len(LINES), 0]))
     assert block.tokens.tolist() == [*LINES[3], *LINES[0], *LINES[0]]
