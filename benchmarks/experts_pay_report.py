@@ -292,7 +292,12 @@ def plot(curves: Curves, path: Path) -> None:
         for name in moe[-1].entropy:
             steps = [each.update for each in moe]
             entropies.plot(steps, [each.entropy[name] for each in moe], label=name)
-    losses.set(xscale="log", xlabel="million target tokens", ylabel="nats per target token")
+    losses.set_xscale("log", subs=[])  # whose own labels would overlap
+    decades = [scale * digit for scale in (1, 10, 100) for digit in (1, 2, 5)]
+    left, right = losses.get_xlim()
+    shown = [each for each in decades if left <= each <= right]
+    losses.set_xticks(shown, list(map(str, shown)))
+    losses.set(xlabel="million target tokens", ylabel="nats per target token")
     shares.axhline(SHARE, color="gray", linestyle=":")
     shares.invert_xaxis()
     shares.set(xlabel="nll of the dense model", ylabel="share of its updates that experts need")
