@@ -102,7 +102,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("texts", nargs="*", metavar="LANGUAGE=FILE", help="tables: English, other language")
     add("--general", nargs=3, type=Path, metavar=("TRAIN", "VALID", "TEST"), help="en-de tables")
     add("--folder", type=Path, default=Path.home() / ".cache/ds_seq/experts_pay")
-    add("--updates", type=int, default=7000, help="of the dense runs; a multiple of 1,000")
+    add("--updates", type=int, default=4000, help="of the dense runs; a multiple of 1,000")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--schedules", nargs="+", default=["decay"], choices=["constant", "decay"])
     add("--only", metavar="NAME", help="train one run, such as constant-moe-1, and do not report")

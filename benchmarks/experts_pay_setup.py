@@ -42,7 +42,7 @@ class Shape(NamedTuple):
         }
 
 
-SMALL = Shape(96, 384, 3, 3000, ([1, 2], [0, 1, 2]), 192)
+SMALL = Shape(96, 384, 3, 3000, ([1, 2], [0, 1, 2]), 192, num_experts=32)
 MEDIUM = Shape(192, 768, 4, 6000, ([1, 2, 3], [1, 2, 3]), 384)
 
 
