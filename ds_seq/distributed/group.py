@@ -39,7 +39,8 @@ def init(world: World) -> None:
     from deepspeed.accelerator import get_accelerator
 
     if dist.is_initialized():
-        _announce(_own)
+        if not _replaced:
+            _announce(_own)
         return
     on_cpu = world.device.type == "cpu"
     if on_cpu:
@@ -67,10 +68,14 @@ def init(world: World) -> None:
         backend = "gloo" if on_cpu else "nccl"
         with late_collectives():
             deepspeed.init_distributed(backend, timeout=_TIMEOUT, verbose=False)
+    except UserError:
+        withdraw()
+        raise
     except dist.DistNetworkError as error:
+        withdraw()
         raise UserError(
             f"rank {world.rank} cannot connect to the others at {world.address}:"
-            f"{os.environ['MASTER_PORT']} ({str(error).split(', name:')[0].strip()}); another run "
+            f"{variables['MASTER_PORT']} ({str(error).split(', name:')[0].strip()}); another run "
             "may use that port: give the launcher another one (deepspeed --master_port, or "
             "MASTER_PORT)"
         ) from error
@@ -79,7 +84,6 @@ def init(world: World) -> None:
 def _announce(variables: Mapping[str, str]) -> None:
     """Set environment variables for DeepSpeed, and remember what they were."""
     global _own, _replaced
-    withdraw()
     _own, _replaced = variables, {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
 
