@@ -27,7 +27,6 @@ INLINE void attend_one(const float *query, const float *key, int64_t key_stride,
     float scores[MOST_KEYS];
     int32_t places[MOST_KEYS];
     int count = 0;
-    Lanes total = {0};
     for (int64_t s = 0; s < num_keys; s++) {
         if (mask != 0 && mask[s] == -INFINITY) continue;
         Lanes dot = {0};
@@ -38,24 +37,8 @@ INLINE void attend_one(const float *query, const float *key, int64_t key_stride,
     float most = -INFINITY;
     for (int i = 0; i < count; i++) most = scores[i] > most ? scores[i] : most;
     for (int i = count; i % LANES; i++) scores[i] = -INFINITY;
-    for (int i = 0; i < count; i += LANES) {
-        Lanes weights = exponential(load(scores + i) - most);
-        for (int j = 0; j < LANES; j++)
-            if (i + j >= count) weights[j] = 0.0f;
-        store(scores + i, weights);
-        total += weights;
-    }
-    const float factor = 1.0f / sum(total);
-    for (int d = 0; d < width; d += 4 * LANES) { /* four sums stay in registers */
-        Lanes sums[4] = {{0}, {0}, {0}, {0}};
-        for (int i = 0; i < count; i++) {
-            const float *row = value + places[i] * value_stride + d;
-            for (int j = 0; j < 4 && d + j * LANES < width; j++)
-                sums[j] += scores[i] * load(row + j * LANES);
-        }
-        for (int j = 0; j < 4 && d + j * LANES < width; j++)
-            store(out + d + j * LANES, sums[j] * factor);
-    }
+    const float total = exponentials(scores, count, most);
+    mix(value, places, scores, count, value_stride, 1.0f / total, width, out);
 }
 
 /* strides: those of sentence, query and head of the queries; of sentence, head and key of the keys

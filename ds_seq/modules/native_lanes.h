@@ -64,4 +64,32 @@ INLINE Lanes exponential(Lanes x) {
     return p * (Lanes)((__builtin_convertvector(n, Words) + 127) << 23);
 }
 
+/* exp(score - most) in place of `count` scores, and zero behind them up to a multiple of LANES;
+   returns the sum. */
+INLINE float exponentials(float *scores, int64_t count, float most) {
+    Lanes total = {0};
+    for (int64_t i = 0; i < count; i += LANES) {
+        Lanes weights = exponential(load(scores + i) - most);
+        for (int64_t j = count - i; j < LANES; j++) weights[j] = 0.0f;
+        store(scores + i, weights);
+        total += weights;
+    }
+    return sum(total);
+}
+
+/* The sum of the values in `count` slots by their weights, times a factor: `width` numbers. */
+INLINE void mix(const float *values, const int32_t *slots, const float *weights, int64_t count,
+                int64_t stride, float factor, const int64_t width, float *out) {
+    for (int64_t d = 0; d < width; d += 4 * LANES) { /* four sums stay in registers */
+        Lanes sums[4] = {{0}, {0}, {0}, {0}};
+        for (int64_t i = 0; i < count; i++) {
+            const float *row = values + slots[i] * stride + d;
+            for (int j = 0; j < 4 && d + j * LANES < width; j++)
+                sums[j] += weights[i] * load(row + j * LANES);
+        }
+        for (int j = 0; j < 4 && d + j * LANES < width; j++)
+            store(out + d + j * LANES, sums[j] * factor);
+    }
+}
+
 #endif

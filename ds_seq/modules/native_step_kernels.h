@@ -35,7 +35,7 @@ INLINE Lanes four_scores(const float *query, const float *keys, const int32_t *s
 INLINE void attend_to(const float *query, const float *keys, const float *values,
                       const int32_t *slots, int64_t count, int64_t stride, const int64_t width,
                       float factor, float *scores, float *out) {
-    Lanes most = {0}, total = {0};
+    Lanes most = {0};
     most += -INFINITY;
     for (int64_t i = 0; i < count; i += LANES) {
         Lanes fours[4] = {{0}, {0}, {0}, {0}};
@@ -46,24 +46,8 @@ INLINE void attend_to(const float *query, const float *keys, const float *values
         store(scores + i, sums);
         most = larger(sums, most);
     }
-    const float shift = greatest(most);
-    for (int64_t i = 0; i < count; i += LANES) {
-        Lanes weights = exponential(load(scores + i) - shift);
-        for (int64_t j = count - i; j < LANES; j++) weights[j] = 0.0f;
-        store(scores + i, weights);
-        total += weights;
-    }
-    const float inverse = 1.0f / sum(total);
-    for (int64_t d = 0; d < width; d += 4 * LANES) { /* four sums stay in registers */
-        Lanes sums[4] = {{0}, {0}, {0}, {0}};
-        for (int64_t i = 0; i < count; i++) {
-            const float *row = values + slots[i] * stride + d;
-            for (int j = 0; j < 4 && d + j * LANES < width; j++)
-                sums[j] += scores[i] * load(row + j * LANES);
-        }
-        for (int j = 0; j < 4 && d + j * LANES < width; j++)
-            store(out + d + j * LANES, sums[j] * inverse);
-    }
+    const float total = exponentials(scores, count, greatest(most));
+    mix(values, slots, scores, count, stride, 1.0f / total, width, out);
 }
 
 /* A range of sentences: each of `width` hypotheses, or the tokens of their sources. */
