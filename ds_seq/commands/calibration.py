@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
+from ds_seq import distributed
 from ds_seq.commands.arguments.calibration import MEASURED_TOKENS
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import translate
+from ds_seq.names import Precision
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.runs.data import open_for_model, pairs_as_trained
 from ds_seq.runs.decoding import run_decoding
+from ds_seq.runs.export import write_export
+from ds_seq.runs.open import DTYPES
 from ds_seq.scores.scoring import CorpusScore, Scorer
 from ds_seq.surgery.prune import Ids
 from ds_seq.surgery.student import Sample, spread_sample
@@ -160,3 +167,70 @@ def bleu(
 ) -> CorpusScore:
     """Return the BLEU score of the model on a text."""
     return scorer(translations(run, text.source, device, label), text.reference)[0]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A smaller model that was written.
+
+    Attributes:
+        path: its weights file.
+        num_parameters: number of parameters before and after.
+        before: BLEU of the whole model.
+        after: BLEU of the smaller one.
+    """
+
+    path: Path
+    num_parameters: tuple[int, int]
+    before: CorpusScore
+    after: CorpusScore
+
+
+class Smaller(NamedTuple):
+    """A model that lacks some parts of another."""
+
+    model: nn.Module
+    config: ExperimentConfig
+    parts: str
+    """What it lacks some of, such as `experts`."""
+
+
+def write_pruned(
+    run: LoadedRun,
+    smaller: Smaller,
+    text: ScoredText,
+    scorer: Scorer,
+    out: Path,
+    dtype: Precision,
+) -> Pruned:
+    """Translate a text with a model and with a smaller one, and write the smaller one.
+
+    Args:
+        run: the whole model.
+        smaller: the smaller model, on a CPU.
+        text: what is translated.
+        scorer: what scores the translations.
+        out: new file or folder.
+        dtype: number format of the weights.
+    """
+    device = distributed.World().device
+    model, config = smaller.model, smaller.config
+    before = bleu(run, text, scorer, device, f"translate, all {smaller.parts}")
+    model.to(device)
+    pruned = LoadedRun(run.card, config.model, model, out, config)
+    after = bleu(pruned, text, scorer, device, "translate, pruned")
+    model.to("cpu", DTYPES[dtype])
+    path = write_export(model, config, run.tokenizers, out)
+    old, new = (sum(p.numel() for p in each.parameters()) for each in (run.model, model))
+    return Pruned(path, (old, new), before, after)
+
+
+def pruned_lines(done: Pruned) -> list[str]:
+    """Return what has become of size and score, a line each."""
+    old, new = done.num_parameters
+    scores = (("before", done.before), ("after", done.after))
+    return [
+        f"parameters  {old:,} -> {new:,} ({100 * (new - old) / old:+.1f}%)",
+        *(f"{label:10}  {score}" for label, score in scores),
+        f"{done.path}: {done.path.stat().st_size / 1e6:,.1f} MB",
+    ]

@@ -11,35 +11,34 @@ from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.commands.arguments.prune_experts import build_parser
-from ds_seq.commands.calibration import TextFiles, bleu, encoded_pairs, read_texts
+from ds_seq.commands.calibration import (
+    Pruned,
+    Smaller,
+    TextFiles,
+    encoded_pairs,
+    pruned_lines,
+    read_texts,
+    write_pruned,
+)
 from ds_seq.names import Precision
-from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.decoding import run_decoding
-from ds_seq.runs.export import check_new, write_export
-from ds_seq.runs.open import DTYPES, load_run
-from ds_seq.scores.scoring import CorpusScore, Scorer
+from ds_seq.runs.export import check_new
+from ds_seq.runs.open import load_run
+from ds_seq.scores.scoring import Scorer
 from ds_seq.surgery.prune import best_experts, importance, parse_keep, prune
 
 
 @dataclass(frozen=True)
-class PrunedExperts:
-    """A model with fewer experts that was written.
+class PrunedExperts(Pruned):
+    """A model with fewer experts that was written; see `Pruned`.
 
     Attributes:
-        path: its weights file.
         importance: (E,) importance of each expert, by name of the layer.
         kept: experts that are kept, by name of the layer.
-        num_parameters: number of parameters before and after.
-        before: BLEU with all experts.
-        after: BLEU of the smaller model.
     """
 
-    path: Path
     importance: dict[str, Tensor]
     kept: dict[str, list[int]]
-    num_parameters: tuple[int, int]
-    before: CorpusScore
-    after: CorpusScore
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,12 +51,7 @@ def main(argv: Sequence[str]) -> int:
     )
     chosen = {"checkpoint": options.checkpoint, "dtype": options.dtype}
     done = prune_experts(options.run, options.out, options.keep, texts, **chosen)
-    print("\n".join(_report(done.importance, done.kept)))
-    old, new = done.num_parameters
-    print(f"parameters  {old:,} -> {new:,} ({100 * (new - old) / old:+.1f}%)")
-    for score, label in ((done.before, "before"), (done.after, "after")):
-        print(f"{label:10}  {score}")
-    print(f"{done.path}: {done.path.stat().st_size / 1e6:,.1f} MB")
+    print("\n".join([*_report(done.importance, done.kept), *pruned_lines(done)]))
     return 0
 
 
@@ -96,15 +90,9 @@ def prune_experts(
     symbols = loaded.tokenizers.symbols
     found = importance(loaded.model, pairs, symbols, limits, device)
     kept = best_experts(found, counts)
-    smaller, config = prune(loaded.model, experiment, loaded.tokenizers.sizes, kept)
-    before = bleu(loaded, read.scored, scorer, device, "translate, all experts")
-    smaller.to(device)
-    pruned = LoadedRun(loaded.card, config.model, smaller, out, config)
-    after = bleu(pruned, read.scored, scorer, device, "translate, pruned")
-    smaller.to("cpu", DTYPES[dtype])
-    path = write_export(smaller, config, loaded.tokenizers, out)
-    old, new = (sum(p.numel() for p in model.parameters()) for model in (loaded.model, smaller))
-    return PrunedExperts(path, dict(found), dict(kept), (old, new), before, after)
+    smaller = Smaller(*prune(loaded.model, experiment, loaded.tokenizers.sizes, kept), "experts")
+    written = write_pruned(loaded, smaller, read.scored, scorer, out, dtype)
+    return PrunedExperts(**vars(written), importance=dict(found), kept=dict(kept))
 
 
 def _report(importance: Mapping[str, Tensor], kept: Mapping[str, list[int]]) -> Iterator[str]:

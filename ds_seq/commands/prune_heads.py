@@ -12,15 +12,22 @@ from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.commands.arguments.prune_heads import build_parser
-from ds_seq.commands.calibration import TextFiles, bleu, encoded_pairs, read_texts
+from ds_seq.commands.calibration import (
+    Pruned,
+    Smaller,
+    TextFiles,
+    encoded_pairs,
+    pruned_lines,
+    read_texts,
+    write_pruned,
+)
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.names import CONFIG_FILE, EXPORT_SUFFIX, Precision
-from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.decoding import run_decoding
-from ds_seq.runs.export import check_new, write_export
-from ds_seq.runs.open import DTYPES, load_run, open_run
-from ds_seq.scores.scoring import CorpusScore, Scorer
+from ds_seq.runs.export import check_new
+from ds_seq.runs.open import load_run, open_run
+from ds_seq.scores.scoring import Scorer
 from ds_seq.surgery.heads import (
     AttentionOfLayer,
     Groups,
@@ -34,26 +41,18 @@ from ds_seq.surgery.student import fine_tuning
 
 
 @dataclass(frozen=True)
-class PrunedHeads:
-    """A model with fewer attention heads that was written.
+class PrunedHeads(Pruned):
+    """A model with fewer attention heads that was written; see `Pruned`.
 
     Attributes:
-        path: its weights file.
         model: section of the model before.
         importance: importance of each group of heads that share keys and values, by attention.
         kept: groups that are kept, by attention.
-        num_parameters: number of parameters before and after.
-        before: BLEU with all heads.
-        after: BLEU of the smaller model.
     """
 
-    path: Path
     model: TransformerConfig
     importance: dict[AttentionOfLayer, Tensor]
     kept: Groups
-    num_parameters: tuple[int, int]
-    before: CorpusScore
-    after: CorpusScore
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,12 +66,7 @@ def main(argv: Sequence[str]) -> int:
     amount = options.keep if options.fraction is None else options.fraction
     chosen = {"checkpoint": options.checkpoint, "dtype": options.dtype}
     done = prune_heads(options.run, options.out, amount, texts, **chosen)
-    print("\n".join(_report(done.model, done.importance, done.kept)))
-    old, new = done.num_parameters
-    print(f"parameters  {old:,} -> {new:,} ({100 * (new - old) / old:+.1f}%)")
-    for score, label in ((done.before, "before"), (done.after, "after")):
-        print(f"{label:10}  {score}")
-    print(f"{done.path}: {done.path.stat().st_size / 1e6:,.1f} MB")
+    print("\n".join([*_report(done.model, done.importance, done.kept), *pruned_lines(done)]))
     if options.out.suffix != EXPORT_SUFFIX:
         print(f"fine-tune:  ds-seq train {shlex.quote(str(options.out / CONFIG_FILE))}")
     return 0
@@ -118,16 +112,10 @@ def prune_heads(
     symbols = loaded.tokenizers.symbols
     importance = head_importance(loaded.model, model, pairs, symbols, limits, device)
     kept = _chosen(amount, model, importance)
-    smaller, config = without_heads(loaded.model, experiment, loaded.tokenizers.sizes, kept)
-    config = fine_tuning(config, out)
-    before = bleu(loaded, read.scored, scorer, device, "translate, all heads")
-    smaller.to(device)
-    pruned = LoadedRun(loaded.card, config.model, smaller, out, config)
-    after = bleu(pruned, read.scored, scorer, device, "translate, pruned")
-    smaller.to("cpu", DTYPES[dtype])
-    path = write_export(smaller, config, loaded.tokenizers, out)
-    old, new = (sum(p.numel() for p in each.parameters()) for each in (loaded.model, smaller))
-    return PrunedHeads(path, model, dict(importance), kept, (old, new), before, after)
+    fewer, config = without_heads(loaded.model, experiment, loaded.tokenizers.sizes, kept)
+    smaller = Smaller(fewer, fine_tuning(config, out), "heads")
+    written = write_pruned(loaded, smaller, read.scored, scorer, out, dtype)
+    return PrunedHeads(**vars(written), model=model, importance=dict(importance), kept=kept)
 
 
 def _check_amount(amount: int | float, run: Path, model: TransformerConfig) -> None:
