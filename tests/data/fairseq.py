@@ -29,6 +29,13 @@ def write_recorded(folder: Path) -> None:
         path.write_bytes(content.tobytes())
 
 
+def write_recorded_checkpoints(folder: Path, archives: Sequence[str]) -> Path:
+    """Write the recorded files and checkpoints; return the folder."""
+    write_recorded(folder)
+    write_checkpoints(folder, archives)
+    return folder
+
+
 def write_checkpoints(folder: Path, archives: Sequence[str] = _CHECKPOINTS) -> None:
     """Write checkpoints `NAME.pt` of fairseq and `NAME.logits.pt`, what it computed with them.
 

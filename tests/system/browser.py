@@ -33,6 +33,7 @@ __all__ = [
     "colors",
     "opened",
     "picture",
+    "pictures_of",
     "set_dark",
     "texts",
     "until",
@@ -108,3 +109,20 @@ def set_dark(page: Page) -> None:
     """Let the system prefer dark pages."""
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+
+
+def pictures_of(page: Page, light: str, dark: str, phone: tuple[str, int]) -> None:
+    """Show a page in light and dark colors, which differ, and at the width of a phone.
+
+    Args:
+        page: the page.
+        light: name of the picture in light colors.
+        dark: name of that in dark colors.
+        phone: name of that of a phone, and its width.
+    """
+    picture(page, light, 1200)
+    before = colors(page)
+    set_dark(page)
+    assert colors(page) != before
+    picture(page, dark, 1200)
+    picture(page, *phone)

@@ -13,10 +13,8 @@ from tests.system.browser import (
     Page,
     Select,
     all_of,
-    colors,
     opened,
-    picture,
-    set_dark,
+    pictures_of,
     texts,
     until,
 )
@@ -72,13 +70,7 @@ def test_two_models_side_by_side_and_a_closer_look(page: Page) -> None:
     until(page, lambda: len(all_of(page, ".words line")) == len(pieces) - 1)
     assert len(all_of(page, ".heat tbody tr")) == len(pieces)
     assert {*texts(page, ".experts tbody th")} == {"encoder 1", "decoder 1"}
-    picture(page, "light", 1200)
-
-    light = colors(page)
-    set_dark(page)
-    assert colors(page) != light
-    picture(page, "dark", 1200)
-    picture(page, "phone", 320)
+    pictures_of(page, "light", "dark", ("phone", 320))
     boxes = [box.rect for box in all_of(page, ".answers")]
     assert boxes[0]["x"] == boxes[1]["x"] and boxes[0]["y"] < boxes[1]["y"]
 

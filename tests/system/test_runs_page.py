@@ -18,10 +18,8 @@ from tests.system.browser import (
     Page,
     Select,
     all_of,
-    colors,
     opened,
-    picture,
-    set_dark,
+    pictures_of,
     texts,
     until,
 )
@@ -104,12 +102,7 @@ def test_what_is_selected_is_shown_in_every_part(page: Page) -> None:
     all_of(page, "#differences button")[0].click()
     until(page, lambda: "optimizer.lr" in texts(page, "#runs thead th"))
     assert "0.002" in row(page, "img src")
-    picture(page, "runs", 1200)
-    light = colors(page)
-    set_dark(page)
-    assert colors(page) != light
-    picture(page, "runs_dark", 1200)
-    picture(page, "runs_phone", 360)
+    pictures_of(page, "runs", "runs_dark", ("runs_phone", 360))
     assert page.title != "taken"
 
 

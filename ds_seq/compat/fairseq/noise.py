@@ -9,12 +9,12 @@ from ds_seq.compat.fairseq.command import BY_DEST, Given
 from ds_seq.compat.fairseq.masked_models import masked_model_section, masking
 from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.refusals import Refusals
+from ds_seq.compat.fairseq.text_model import blocks_of
 
 DENOISING, MASKED_LM = "denoising", "masked_lm"
 NOISY = (DENOISING, MASKED_LM)
 _SPANS, _WORDS, _TOKENS = "span-poisson", "word", "subword"
 _EACH = -1  # as --replace-length: each token of what is masked
-_BLOCKS = {"none": "tokens", "eos": "line", "complete_doc": "document"}
 _USUAL = {DENOISING: ("complete_doc", 512), MASKED_LM: ("none", 1024)}
 """Defaults of --sample-break-mode and --tokens-per-sample."""
 _DEVIATION = "initial weights are those of fairseq's Transformer; BERT's have a deviation of 0.02"
@@ -48,11 +48,7 @@ def noisy_task(given: Given, refusals: Refusals, notes: list[str]) -> dict[str, 
     name = given["task"]
     usual, _ = _USUAL[name]
     mode = given["sample_break_mode"] if given.typed("sample_break_mode") else usual
-    if mode not in _BLOCKS:
-        refusals.add(
-            f"--sample-break-mode {mode}: not supported; there are {', '.join(_BLOCKS)}, of which "
-            "none joins lines and cuts them anywhere"
-        )
+    blocks = blocks_of(mode, refusals)
     if mode == "complete_doc":
         notes.append(
             "--sample-break-mode complete_doc: a document, up to an empty line, is one example "
@@ -61,7 +57,7 @@ def noisy_task(given: Given, refusals: Refusals, notes: list[str]) -> dict[str, 
     section = (
         masking(given.values, _has_pieces(given)) if name == MASKED_LM else {"name": DENOISING}
     )
-    section |= {"blocks": _BLOCKS.get(mode, "tokens"), **_block_tokens(given)}
+    section |= {"blocks": blocks, **_block_tokens(given)}
     return section | ({} if name == MASKED_LM else {"noise": _noise(given, refusals, notes)})
 
 

@@ -55,6 +55,16 @@ def text_model(given: Given, refusals: Refusals) -> dict[str, Any]:
     return section
 
 
+def blocks_of(mode: str, refusals: Refusals) -> str:
+    """Return the option `task.blocks` that a `--sample-break-mode` becomes; may refuse it."""
+    if mode not in _BLOCKS:
+        refusals.add(
+            f"--sample-break-mode {mode}: not supported; there are {', '.join(_BLOCKS)}, of which "
+            "none joins lines and cuts them anywhere"
+        )
+    return _BLOCKS.get(mode, "tokens")
+
+
 def task_section(given: Given, refusals: Refusals, notes: list[str]) -> dict[str, Any]:
     """Return the section `task`.
 
@@ -64,11 +74,7 @@ def task_section(given: Given, refusals: Refusals, notes: list[str]) -> dict[str
         notes: gets what a user should know.
     """
     mode = given["sample_break_mode"]
-    if mode not in _BLOCKS:
-        refusals.add(
-            f"--sample-break-mode {mode}: not supported; there are {', '.join(_BLOCKS)}, of which "
-            "none joins lines and cuts them anywhere"
-        )
+    blocks = blocks_of(mode, refusals)
     if mode == "complete_doc":
         notes.append(
             "--sample-break-mode complete_doc: a document is one example here, and a long "
@@ -77,7 +83,7 @@ def task_section(given: Given, refusals: Refusals, notes: list[str]) -> dict[str
     length = min(positions(given.arguments), given["tokens_per_sample"])
     return {
         "name": LM_TASK,
-        "blocks": _BLOCKS.get(mode, "tokens"),
+        "blocks": blocks,
         "block_tokens": length,
         "random_start": False,
     }

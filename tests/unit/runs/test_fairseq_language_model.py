@@ -15,7 +15,7 @@ from ds_seq import cli
 from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 from ds_seq.runs.formats.imported import text_inputs_of
 from ds_seq.runs.open import load_run, open_run
-from tests.data.fairseq import LANGUAGE_MODELS, write_checkpoints, write_recorded
+from tests.data.fairseq import LANGUAGE_MODELS, write_recorded_checkpoints
 from tests.unit.runs.fairseq_model import WIDTH, WORDS, Tensors, arguments, write
 
 Capture = pytest.CaptureFixture[str]
@@ -54,10 +54,7 @@ LSTM = {
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints that fairseq wrote, what it computed, and the dictionary that they are for."""
-    folder = tmp_path_factory.mktemp("recorded")
-    write_recorded(folder)
-    write_checkpoints(folder, ["language_models"])
-    return folder
+    return write_recorded_checkpoints(tmp_path_factory.mktemp("recorded"), ["language_models"])
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
