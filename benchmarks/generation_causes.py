@@ -1,4 +1,4 @@
-"""generation.py: why another system translates a sentence differently, and BLEU."""
+"""generation.py: why translations of two systems differ, and BLEU of both."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def describe_pair(
     num_candidates: int,
     layers: Sequence[str],
 ) -> PairExplanation:
-    """Pass a pair through a model, and describe in pieces of the vocabulary what it does.
+    """Pass a pair through a model, and describe for each subword what it does.
 
     Args:
         model: see `explain_pair`, also for `recorder`, `pair`, `device` and `num_candidates`.

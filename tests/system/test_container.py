@@ -129,7 +129,7 @@ def test_it_builds_and_runs(image: tuple[Builder, str]) -> None:
     def run(*command: str) -> str:
         return build("run", "--isolation=chroot", container, "--", *command)
 
-    assert run("id", "-u") == "1000" and run("pwd") == "/work"
+    assert run("id", "-u") == "1000" and run("pwd") == "/experiments"
     assert "tiny_moe" in run("ds-seq", "recipes", "ls")
     code = "from ds_seq.modules.native import _library; print(_library() is not None)"
     assert run("python3", "-c", code) == "True"
