@@ -15,8 +15,10 @@ map returns gate and value, I inputs and O outputs of a map.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -78,13 +80,20 @@ def _parts(counts: Tensor) -> list[_Part]:
     ]
 
 
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "experts")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child does not have its threads
+
+
 def _over_parts(counts: Tensor, call: Callable[[_Part], None]) -> None:
     parts = _parts(counts)
     if len(parts) == 1:
         call(parts[0])
         return
-    with ThreadPoolExecutor(len(parts)) as pool:  # a kernel releases Python's lock
-        list(pool.map(call, parts))
+    list(_pool(torch.get_num_threads()).map(call, parts))  # a kernel releases Python's lock
 
 
 def _address(tensor: Tensor | None, part: slice) -> int | None:

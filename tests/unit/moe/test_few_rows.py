@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -118,3 +122,23 @@ def test_a_nan_is_not_hidden_by_the_activation(library) -> None:
     net = [None if each is None else each.detach() for each in _net("relu", False)]
     y = few_rows.few_rows(x, *net, None, ACTIVATIONS["relu"], COUNTS)
     assert y[2].isnan().all() and y.isnan().sum() == D_MODEL
+
+
+def test_a_forked_process_computes_with_threads_of_its_own(library) -> None:
+    x, weight = torch.randn(int(COUNTS.sum()), D_MODEL), torch.randn(len(COUNTS), D_MODEL, 48)
+    here, threads = few_rows.rows_by_weights(x, weight, None, COUNTS), torch.get_num_threads()
+
+    if threads > 1:  # all threads of the pool exist, and wait
+        together = threading.Barrier(threads)
+        list(few_rows._pool(threads).map(lambda _: together.wait(30), range(threads)))
+        time.sleep(0.05)
+
+    def compute() -> None:
+        torch.set_num_threads(threads)  # PyTorch leaves a child one
+        sys.exit(not torch.equal(few_rows.rows_by_weights(x, weight, None, COUNTS), here))
+
+    child = multiprocessing.get_context("fork").Process(target=compute)
+    child.start()
+    child.join(20)
+    child.kill()
+    assert child.exitcode == 0
